@@ -1,0 +1,89 @@
+"""A function compiled ahead of its first call, that says so when it has to be compiled again.
+
+A shape or dtype that changes from step to step makes JAX compile silently, for seconds or minutes.
+Here every compilation is an event with the arguments that made it necessary.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+from jscale.mesh.layout import path_name
+
+
+class Compilation(NamedTuple):
+    """One compilation: how long it took, and what was different from the one before, if any."""
+
+    seconds: float
+    changed: tuple[str, ...]
+    memory: int | None  # peak bytes on one device, where the compiler says
+
+
+def signature(arguments: PyTree) -> tuple[Any, ...]:
+    """What a program is compiled for: the tree, and the shape, dtype and sharding of each leaf."""
+    leaves, tree = jax.tree.flatten(arguments)
+    return tree, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+
+
+def differences(old: PyTree, new: PyTree) -> tuple[str, ...]:
+    """The leaves that differ in shape, dtype or sharding, as sentences' ends.
+
+    >>> import numpy as np
+    >>> differences({"x": np.zeros((2, 3))}, {"x": np.zeros((2, 4))})
+    ('x: float64[2,3] became float64[2,4]',)
+    """
+    was, now = describe(old), describe(new)
+    out = [f"{n}: {was[n]} became {now[n]}" for n in was if n in now and was[n] != now[n]]
+    out += [f"{n}: {now[n]} is new" for n in now if n not in was]
+    out += [f"{n}: {was[n]} is gone" for n in was if n not in now]
+    return tuple(out)
+
+
+def describe(arguments: PyTree) -> dict[str, str]:
+    def text(x: Any) -> str:
+        spec = getattr(getattr(x, "sharding", None), "spec", None)
+        where = f"@{tuple(spec)}" if spec else ""
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]{where}"
+
+    pairs = jax.tree_util.tree_flatten_with_path(arguments)[0]
+    return {path_name(path): text(x) for path, x in pairs}
+
+
+class Compiled:
+    """A jitted function of `(state, batch)` whose every compilation is told to `tell`."""
+
+    def __init__(self, function: Any, tell: Callable[[Compilation], None]):
+        self.function, self.tell = function, tell
+        self.programs: dict[Any, Any] = {}
+        self.last: Any = None  # the batch that was compiled for last, as shapes
+
+    def __call__(self, state: PyTree, batch: PyTree) -> Any:
+        # The state never changes its form from step to step: the step pins it.
+        key = signature(batch)
+        if key not in self.programs:
+            self.programs[key] = self.compile(state, batch)
+        return self.programs[key](state, batch)
+
+    def compile(self, state: PyTree, batch: PyTree) -> Any:
+        """The program for these arguments, which may be shapes only."""
+        start = time.perf_counter()
+        program = self.function.lower(state, batch).compile()
+        seconds = time.perf_counter() - start
+        changed = () if self.last is None else differences(self.last, batch)
+        self.last = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch
+        )
+        self.tell(Compilation(seconds, changed, peak_memory(program)))
+        return program
+
+
+def peak_memory(program: Any) -> int | None:
+    """Bytes that the program needs on one device: arguments, results and temporaries."""
+    stats = program.memory_analysis()
+    if stats is None:
+        return None
+    fixed = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return fixed + stats.temp_size_in_bytes

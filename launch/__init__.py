@@ -1,0 +1,1 @@
+"""From a shell to a cluster: the command line and the recipes."""

@@ -1,0 +1,1 @@
+"""The recipes that come with jscale: one file each, to run, to read and to copy."""

@@ -1,0 +1,40 @@
+"""A small Llama learns to write Python from the standard library of the Python that runs it.
+
+Needs no download and no account; takes about two minutes on two processor cores. Copy it with
+`jscale recipes copy quickstart` and make it yours.
+"""
+
+from jscale.checkpoint import Checkpoints
+from jscale.data import BytePairs, StandardLibrary, TextData
+from jscale.models import Llama
+from jscale.optim import AdamW, Cosine
+from jscale.recipe import Evaluation, Recipe, Samples
+
+VOCAB = 4096
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="quickstart",
+        model=Llama(
+            vocab=VOCAB,
+            dim=192,
+            layers=4,
+            heads=4,
+            kv_heads=2,  # two query heads share one key/value head
+            hidden=512,
+            tied=True,  # one matrix reads and writes tokens: half the weights of a small model
+            remat="none",  # small activations: keep them rather than compute them again
+        ),
+        data=TextData(
+            source=StandardLibrary(),  # or TextFiles(("my/*.txt",)), JsonLines, Parquet, ...
+            tokenizer=BytePairs(vocab=VOCAB),  # trained on the spot, kept for the next time
+            length=128,  # tokens in a row
+            batch=16,  # rows in a step
+        ),
+        optimizer=AdamW(peak=3e-3, schedule=Cosine(warmup=20), weight_decay=0.1),
+        steps=250,
+        checkpoints=Checkpoints(every=50, keep=2),
+        evaluation=Evaluation(every=50, batches=4),
+        samples=Samples(prompts=("def ", "import "), every=125, length=48),
+    )

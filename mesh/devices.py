@@ -1,0 +1,64 @@
+"""The devices of this process, and the cure for a dead-lock of simulated ones.
+
+XLA runs every CPU device of a process on one pool of threads, sized by the number of cores. When a
+program has more devices than the pool has threads to spare, a collective waits for a participant
+that can never be scheduled, and XLA aborts. `NPROC` sets the size of the pool and is read when the
+backend starts; twice the number of devices is enough, and only then is it worth its cost.
+"""
+
+import os
+
+import jax
+
+from jscale.errors import ConfigError
+
+
+def started() -> bool:
+    """Whether JAX has already started a backend (after which devices cannot be changed)."""
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
+
+
+def simulated() -> int:
+    """How many CPU devices this process is configured to show."""
+    configured = getattr(jax.config, "jax_num_cpu_devices", 0) or 0
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    forced = [f.split("=")[1] for f in flags if "xla_force_host_platform_device_count=" in f]
+    return max(configured, *(int(n) for n in forced), 1)
+
+
+def prevent_deadlock() -> None:
+    """Give XLA's CPU pool enough threads for the simulated devices; harmless without any."""
+    count = simulated()
+    if count == 1 or started():
+        return
+    asked = os.environ.get("NPROC", "")
+    if not asked.isdigit() or int(asked) < 2 * count:
+        os.environ["NPROC"] = str(max(32, 2 * count))
+
+
+def simulate(devices: int) -> None:
+    """Make this process show `devices` CPU devices: a small mesh without an accelerator.
+
+    Call it before anything asks JAX for a device.
+
+    Raises:
+        ConfigError: a backend has already started with another number of devices.
+    """
+    if started():
+        if len(jax.devices()) == devices:
+            return
+        raise ConfigError(
+            f"simulate({devices}) came too late: JAX has already started with"
+            f" {len(jax.devices())} device(s); call it first, before any array is made"
+        )
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    prevent_deadlock()
+
+
+def devices() -> list[jax.Device]:
+    """All devices of the job, the backend started safely if it had not been."""
+    prevent_deadlock()
+    return jax.devices()

@@ -1,0 +1,68 @@
+"""What every decoder takes and gives, so that losses and generation fit all of them."""
+
+# B batch, T length, S cache length, D model size, V vocabulary, K key/value heads, H head size.
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Context(NamedTuple):
+    """What all blocks of a network share. Segment 0 is padding; None means one segment a row."""
+
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"] | None = None
+
+
+class Output(NamedTuple):
+    """The last hidden states, what blocks report by name (stacked over layers), and the cache."""
+
+    hidden: Float[Array, "B T D"]
+    reports: dict[str, Any]
+    cache: Any
+
+
+class KeysValues(NamedTuple):
+    """Keys and values seen so far; slot s holds those of position s."""
+
+    k: Float[Array, "*layers B S K H"]
+    v: Float[Array, "*layers B S K H"]
+
+    @staticmethod
+    def empty(layers: int, shape: tuple[int, int, int, int], dtype: Any) -> "KeysValues":
+        """A cache of zeros for `layers` layers; `shape` is (B, S, K, H)."""
+        return KeysValues(jnp.zeros((layers, *shape), dtype), jnp.zeros((layers, *shape), dtype))
+
+    def write(self, k: Array, v: Array, positions: Int[Array, "B T"]) -> "KeysValues":
+        """The cache with new keys and values in the slots of their positions."""
+        rows = jnp.arange(k.shape[0])[:, None]
+        put = lambda old, new: old.at[rows, positions].set(new.astype(old.dtype), mode="drop")
+        return KeysValues(put(self.k, k), put(self.v, v))
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A causal language model. Positions default to 0, 1, …; segments to one a row."""
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        cache: Any = None,
+    ) -> Output: ...
+
+    def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]: ...
+
+    def cache(self, batch: int, length: int) -> Any: ...
+
+
+def context_of(
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"] | None,
+    segments: Int[Array, "B T"] | None,
+) -> Context:
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return Context(positions, segments)

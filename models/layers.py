@@ -1,0 +1,158 @@
+"""Parts shared by the models: weights with named axes, projections, norms, the scanned stack."""
+
+# B batch, T length, D model size, F hidden size, V vocabulary, L layers.
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from jscale.errors import ConfigError, did_you_mean
+from jscale.mesh import constrain
+
+
+def weight(rngs: nnx.Rngs, std: float = 0.02, **shape: int) -> nnx.Param:
+    """A normal weight with named dimensions, as in `weight(rngs, embed=64, mlp=256)`."""
+    value = std * jax.random.normal(rngs.params(), tuple(shape.values()))
+    return nnx.Param(value, out_sharding=tuple(shape), eager_sharding=False)
+
+
+def project(equation: str, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`einsum(equation, x, w)` in the dtype of `x`, the gradient of `w` in the dtype of `w`.
+
+    With weights in float32 and activations in bfloat16, the partial gradients that the devices sum
+    are then float32 too, where casting the weights beforehand would sum rounded ones.
+    """
+    if x.dtype == w.dtype:
+        return jnp.einsum(equation, x, w)
+    return _project(equation, x, w)
+
+
+def _project_forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.einsum(equation, x, w.astype(x.dtype)), (x, w)
+
+
+def _project_backward(equation: str, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = saved
+    (x_axes, w_axes), out_axes = equation.split("->")[0].split(","), equation.split("->")[1]
+    dx = jnp.einsum(f"{out_axes},{w_axes}->{x_axes}", g, w.astype(x.dtype))
+    dw = jnp.einsum(f"{x_axes},{out_axes}->{w_axes}", x, g, preferred_element_type=w.dtype)
+    return dx, dw
+
+
+_project = jax.custom_vjp(
+    lambda equation, x, w: _project_forward(equation, x, w)[0], nondiff_argnums=(0,)
+)
+_project.defvjp(_project_forward, _project_backward)
+
+
+class Embed(nnx.Module):
+    """A vector for each token; `unembed` scores tokens by the same vectors (tied head)."""
+
+    def __init__(self, vocab: int, dim: int, rngs: nnx.Rngs, compute: DTypeLike):
+        self.compute = jnp.dtype(compute)
+        self.table = weight(rngs, vocab=vocab, embed=dim)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # Whole over fsdp while it is read, as any weight; and cast after the lookup, so that the
+        # gradient's scatter-add sums in the weights' own dtype.
+        table = constrain(self.table[...], "vocab", "embed")
+        x = table[tokens].astype(self.compute)
+        return constrain(x, "batch", "length", "embed")
+
+    def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return constrain(project("btd,vd->btv", x, self.table[...]), "batch", "length", "vocab")
+
+
+class Unembed(nnx.Module):
+    """Scores of the next token."""
+
+    def __init__(self, vocab: int, dim: int, rngs: nnx.Rngs):
+        self.kernel = weight(rngs, embed=dim, vocab=vocab)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        return constrain(project("btd,dv->btv", x, self.kernel[...]), "batch", "length", "vocab")
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) · scale, in float32. Source: Zhang & Sennrich 2019, arXiv 1910.07467."""
+
+    def __init__(self, size: int, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size), out_sharding=("scale",), eager_sharding=False)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """(silu(x G) ⊙ x U) W. Source: Shazeer 2020, arXiv 2002.05202."""
+
+    def __init__(self, dim: int, hidden: int, rngs: nnx.Rngs):
+        self.gate = weight(rngs, embed=dim, mlp=hidden)
+        self.up = weight(rngs, embed=dim, mlp=hidden)
+        self.down = weight(rngs, mlp=hidden, embed=dim)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = project("btd,df->btf", x, self.gate[...])
+        h = jax.nn.silu(gate) * project("btd,df->btf", x, self.up[...])
+        return project("btf,fd->btd", constrain(h, "batch", "length", "mlp"), self.down[...])
+
+
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "all_dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+def check_remat(name: str) -> str:
+    """The name of a rematerialisation policy, if there is such a one.
+
+    "none" keeps every activation, "full" keeps a block's input and computes the rest again in the
+    backward pass, "dots" keeps the results of projections, "all_dots" of attention's products too.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
+    if name not in REMAT:
+        raise ConfigError(f"no rematerialisation policy {name!r}; {did_you_mean(name, REMAT)}")
+    return name
+
+
+class Stack(nnx.Module):
+    """`layers` blocks with their weights stacked, run by a scan, rematerialised by a policy.
+
+    A block maps `(x, context, state)` to `(x, outputs)`: `context` is what all blocks share
+    (positions, segments), `state` what each has of its own (a key/value cache, or None), and the
+    `outputs` of all blocks come back stacked.
+    """
+
+    def __init__(
+        self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs, remat: str
+    ):
+        self.remat = check_remat(remat)
+        self.block = jax.tree.map(
+            lambda w: w.replace(out_sharding=("layers", *w.get_metadata()["out_sharding"])),
+            jax.vmap(make)(rngs.split(layers)),
+            is_leaf=lambda w: isinstance(w, nnx.Variable),
+        )
+
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Any, state: Any = None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        def step(x: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
+            block, mine = layer
+            return block(x, context, mine)
+
+        policy = REMAT[self.remat]
+        if policy is not None:
+            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
+        return jax.lax.scan(step, x, (self.block, state))

@@ -1,0 +1,101 @@
+"""The border between modules and pytrees.
+
+A network is written as a Flax NNX module, and trained as a plain function of a plain pytree. NNX
+objects are built when a function is traced and never cross into or out of a compiled one, so a
+train step moves dictionaries of arrays and nothing else.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, traverse_util
+from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from jscale.mesh import Layout
+
+Params = dict[str, Any]
+
+
+@runtime_checkable
+class Config(Protocol):
+    """Everything that decides a network's shape; `build` makes the network.
+
+    Activations are of dtype `compute`: the network's first layer casts to it, and every later
+    layer follows its input.
+    """
+
+    def build(self, rngs: nnx.Rngs, compute: DTypeLike) -> nnx.Module: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network without its weights: the shapes and logical axes of these, and its mathematics.
+
+    >>> from jscale.models import Llama
+    >>> model = Model(Llama(vocab=64, dim=32, layers=2, heads=4, kv_heads=2, hidden=64))
+    >>> model.axes["blocks"]["block"]["feed"]["up"]
+    PartitionSpec('layers', 'embed', 'mlp')
+    >>> model.shapes["blocks"]["block"]["feed"]["up"].shape
+    (2, 32, 64)
+    """
+
+    config: Config
+    compute: str = "float32"  # dtype of activations
+    store: str = "float32"  # dtype of weights
+
+    @cached_property
+    def _split(self) -> tuple[Any, Any]:
+        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
+
+    def _build(self, rngs: nnx.Rngs) -> nnx.Module:
+        return self.config.build(rngs, jnp.dtype(self.compute))
+
+    @cached_property
+    def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The shape and dtype of every weight, as a nested dictionary."""
+        pure = nnx.to_pure_dict(self._split[1])
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, self._dtype(s)), pure)
+
+    def _dtype(self, x: Any) -> Any:
+        return jnp.dtype(self.store) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+
+    @cached_property
+    def axes(self) -> PyTree[PartitionSpec]:
+        """The logical axes of every weight, in the structure of the weights."""
+        flat = {}
+        for path, variable in nnx.to_flat_state(self._split[1]):
+            names = variable.get_metadata().get("out_sharding")
+            assert names is not None and len(names) == variable.ndim, (path, names)
+            flat[path] = PartitionSpec(*names)
+        return traverse_util.unflatten_dict(flat)
+
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(s.size for s in jax.tree.leaves(self.shapes))
+
+    def init(self, key: PRNGKeyArray, layout: Layout | None = None) -> Params:
+        """Random weights, each born in its shards: no device or host ever holds the whole."""
+
+        def init(key: PRNGKeyArray) -> Params:
+            params = nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
+            return jax.tree.map(lambda w: w.astype(self._dtype(w)), params)
+
+        shardings = layout.weight_shardings(self.shapes, self.axes) if layout else None
+        return jax.jit(init, out_shardings=shardings)(key)
+
+    def bind(self, params: Params) -> Any:
+        """The network with these weights, to be called while tracing (or eagerly, to look)."""
+        graph, state = self._split
+        state = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    def __call__(self, params: Params, *inputs: Array | None, **more: Any) -> Any:
+        """What the network returns for these inputs."""
+        return self.bind(params)(*inputs, **more)

@@ -1,0 +1,6 @@
+"""Attention: softmax(q kᵀ / √H) v over grouped heads, under a mask that is a value."""
+
+from jscale.pallas_kernels.attention.choice import attention as attention
+from jscale.pallas_kernels.attention.mask import CAUSAL as CAUSAL
+from jscale.pallas_kernels.attention.mask import FULL as FULL
+from jscale.pallas_kernels.attention.mask import Mask as Mask

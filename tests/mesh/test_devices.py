@@ -1,0 +1,55 @@
+"""Simulated devices never dead-lock: the cure is applied before the backend starts."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import os, sys
+{first}
+import jax
+{configure}
+from jscale.mesh import make_mesh
+mesh = make_mesh(data=8)
+assert int(os.environ["NPROC"]) >= 16, os.environ.get("NPROC")
+from jax.sharding import NamedSharding, PartitionSpec as P
+x = jax.device_put(jax.numpy.ones((8, 64)), NamedSharding(mesh, P("data")))
+step = jax.jit(lambda x: x * 0 + x.sum() / 512, out_shardings=x.sharding)
+for _ in range(200):
+    x = step(x)  # dispatched without waiting: this is what hangs when threads are too few
+print(float(x.sum()))
+"""
+
+
+def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_collectives_over_configured_devices_do_not_hang():
+    done = run(PROGRAM.format(first="", configure="jax.config.update('jax_num_cpu_devices', 8)"))
+    assert done.returncode == 0 and float(done.stdout) == 512.0, done.stderr
+
+
+def test_collectives_over_forced_devices_do_not_hang_even_with_a_small_nproc():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = run(PROGRAM.format(first="", configure=""), XLA_FLAGS=flags, NPROC="2")
+    assert done.returncode == 0 and float(done.stdout) == 512.0, done.stderr
+
+
+def test_simulate_and_its_error_when_it_comes_too_late():
+    done = run(
+        "import jax\nfrom jscale.mesh import simulate\nsimulate(4)\n"
+        "assert len(jax.devices()) == 4\nsimulate(4)\nsimulate(8)"
+    )
+    assert done.returncode == 1 and "came too late" in done.stderr
+
+
+def test_these_tests_run_with_enough_threads():
+    assert int(os.environ["NPROC"]) >= 16

@@ -1,0 +1,139 @@
+"""Laws that hold for every decoder of the table."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from close import BFLOAT16, SAME, assert_close
+from laws import DECODERS
+
+from jscale.losses import NextToken
+from jscale.models import Llama, Model
+from jscale.models.layers import REMAT
+
+every = pytest.mark.parametrize("config", DECODERS.values(), ids=DECODERS)
+
+
+def tokens(key: int, shape=(2, 12)):
+    return jax.random.randint(jax.random.key(key), shape, 0, 64)
+
+
+@partial(jax.jit, static_argnums=0)
+def logits(model, params, *args):
+    network = model.bind(params)
+    return network.unembed(network(*args).hidden)
+
+
+@every
+def test_the_future_is_not_seen(config):
+    model = Model(config)
+    params, x = model.init(jax.random.key(0)), tokens(1)
+    changed = x.at[:, 7:].set(tokens(2)[:, 7:])
+    before, after = logits(model, params, x), logits(model, params, changed)
+    np.testing.assert_array_equal(before[:, :7], after[:, :7])
+    assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
+
+
+@every
+def test_packed_documents_do_not_see_each_other(config):
+    model = Model(config)
+    params, x = model.init(jax.random.key(0)), tokens(1)
+    segments = jnp.where(jnp.arange(12) < 5, 1, 2) * jnp.ones((2, 1), jnp.int32)
+    positions = jnp.where(jnp.arange(12) < 5, jnp.arange(12), jnp.arange(12) - 5)
+    packed = logits(model, params, x, jnp.broadcast_to(positions, x.shape), segments)
+    assert_close(packed[:, :5], logits(model, params, x[:, :5]), SAME * 10)
+    assert_close(packed[:, 5:], logits(model, params, x[:, 5:]), SAME * 10)
+
+
+@every
+def test_a_cache_changes_nothing(config):
+    model = Model(config)
+    params, x = model.init(jax.random.key(0)), tokens(1)
+
+    @jax.jit
+    def read(params, x, positions, cache):
+        network = model.bind(params)
+        out = network(x, positions, cache=cache)
+        return network.unembed(out.hidden), out.cache
+
+    positions = jnp.broadcast_to(jnp.arange(12), x.shape)
+    first, cache = read(params, x[:, :5], positions[:, :5], model.bind(params).cache(2, 16))
+    steps = [first]
+    for i in range(5, 12):
+        step, cache = read(params, x[:, i : i + 1], positions[:, i : i + 1], cache)
+        steps.append(step)
+    assert_close(jnp.concatenate(steps, 1), logits(model, params, x), SAME * 10)
+
+
+def loss_and_grads(model, params, rows=2):
+    x = tokens(3, (rows, 13))
+    batch = {"inputs": x[:, :-1], "targets": x[:, 1:], "weights": jnp.ones((rows, 12))}
+
+    def loss(params):
+        terms = NextToken()(model, params, batch, jax.random.key(0))
+        return (terms.losses * terms.weights).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@every
+def test_rematerialisation_changes_nothing(config):
+    params = Model(config).init(jax.random.key(0))
+    wanted = loss_and_grads(Model(replace(config, remat="none")), params)
+    for policy in REMAT:
+        assert_close(
+            loss_and_grads(Model(replace(config, remat=policy)), params), wanted, SAME * 10
+        )
+
+
+@every
+def test_bfloat16_is_near_float32_and_gradients_stay_float32(config):
+    params = Model(config).init(jax.random.key(0))
+    loss, _ = loss_and_grads(Model(config), params)
+    low, grads = loss_and_grads(Model(config, compute="bfloat16"), params)
+    assert_close(low, loss, BFLOAT16)
+    assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+@every
+def test_dtypes_are_never_promoted_by_accident(config):
+    model = Model(config, compute="bfloat16", store="bfloat16")
+    with jax.numpy_dtype_promotion("strict"):
+        out = jax.eval_shape(partial(logits, model), model.shapes, tokens(1))
+    assert out.shape == (2, 12, 64) and out.dtype == jnp.bfloat16
+
+
+@every
+def test_every_weight_has_an_axis_for_each_dimension(config):
+    model = Model(config)
+    pairs = jax.tree.map(lambda s, a: s.ndim == len(a), model.shapes, model.axes)
+    assert all(jax.tree.leaves(pairs))
+    assert jax.tree.structure(model.shapes) == jax.tree.structure(model.axes)
+
+
+def test_full_size_shapes_need_no_memory():
+    llama = Llama(128_256, 16_384, 126, 128, 8, 53_248, rope=5e5)
+    assert 405e9 < Model(llama).size < 406.5e9
+
+
+def test_one_dial():
+    small, large = Model(Llama.of_depth(4, vocab=256)), Model(Llama.of_depth(8, vocab=256))
+    assert large.config.dim == 2 * small.config.dim and large.size > 6 * small.size
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(heads=4, kv_heads=3), "multiple of kv_heads"),
+        (dict(layers=0), "layers must be at least 1"),
+        (dict(dim=30, heads=4, kv_heads=4), "multiple of heads"),
+        (dict(head=7), "must be even"),
+        (dict(remat="ful"), "did you mean 'full'"),
+    ],
+)
+def test_sizes_check_themselves(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(DECODERS["llama"], **wrong)
