@@ -6,6 +6,7 @@ Here every compilation is an event with the arguments that made it necessary.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -53,10 +54,18 @@ def describe(arguments: PyTree) -> dict[str, str]:
 
 
 class Compiled:
-    """A jitted function of `(state, batch)` whose every compilation is told to `tell`."""
+    """A jitted function of `(state, batch)` whose every compilation is told to `tell`.
 
-    def __init__(self, function: Any, tell: Callable[[Compilation], None]):
-        self.function, self.tell = function, tell
+    `around` gives a context in which to compile, such as a phase of a progress display.
+    """
+
+    def __init__(
+        self,
+        function: Any,
+        tell: Callable[[Compilation], None],
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        self.function, self.tell, self.around = function, tell, around
         self.programs: dict[Any, Any] = {}
         self.last: Any = None  # the batch that was compiled for last, as shapes
 
@@ -64,7 +73,8 @@ class Compiled:
         # The state never changes its form from step to step: the step pins it.
         key = signature(batch)
         if key not in self.programs:
-            self.programs[key] = self.compile(state, batch)
+            with self.around():
+                self.programs[key] = self.compile(state, batch)
         return self.programs[key](state, batch)
 
     def compile(self, state: PyTree, batch: PyTree) -> Any:

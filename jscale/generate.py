@@ -3,8 +3,8 @@
 # B prompts, T prompt length, S cache length, V vocabulary.
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 

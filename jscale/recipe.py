@@ -6,11 +6,11 @@ from typing import Literal
 from jscale.checkpoint.policy import Checkpoints
 from jscale.data.corpus import TextData
 from jscale.errors import ConfigError
-from jscale.guard import Guard
 from jscale.generate import Sampling
+from jscale.guard import Guard
 from jscale.losses import Loss, NextToken
 from jscale.mesh import MeshShape, Rules
-from jscale.metrics.logging import Logging
+from jscale.metrics import Logging
 from jscale.models.model import Config
 from jscale.optim import Optimizer
 from jscale.precision import Precision

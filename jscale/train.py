@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class State(NamedTuple):
     watch: Watch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What is trained and how: all that the step is compiled from."""
 
@@ -80,11 +81,20 @@ def init(task: Task, key: PRNGKeyArray) -> State:
     return jax.jit(lambda key: start(task, key), out_shardings=shardings)(key)
 
 
+def sharding_of(layout: Layout) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """The sharding of a batch's array by name and shape: rows over the batch's mesh axes, the
+    sequence over the length's, further dimensions whole."""
+
+    def where(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        axes = ("batch", "length")[: len(shape)]
+        return layout.activation_sharding(*axes, *(None,) * (len(shape) - len(axes)))
+
+    return where
+
+
 def batch_shardings(layout: Layout, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """Rows over the batch's mesh axes, the sequence over the length's."""
-    names = ("batch", "length")
-    sharding = lambda x: layout.activation_sharding(*names[: x.ndim], *(None,) * (x.ndim - 2))
-    return {name: sharding(x) for name, x in batch.items()}
+    """The shardings of a batch's arrays by name."""
+    return {name: sharding_of(layout)(name, x.shape) for name, x in batch.items()}
 
 
 def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -98,7 +108,7 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
     # Left free, a gradient may come back without its sharding: pin it.
     grads = jax.lax.with_sharding_constraint(grads, where)
     norm = optax.tree.norm(grads)
-    loss = sums.loss / jnp.where(sums.weight == 0, 1.0, sums.weight)
+    loss = means(sums)["loss"]
     finite = jnp.isfinite(norm) & jnp.isfinite(loss) & (sums.weight > 0)
     apply, watch = judge(task.guard, state.watch, loss, finite, task.precision.scaled)
     grads = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, state.params)
@@ -113,16 +123,19 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
         rng=state.rng,
         watch=watch,
     )
-    return new, report(sums, loss, norm, watch)
+    return new, report(sums, norm, watch)
 
 
-def report(sums: Sums, loss: Array, norm: Array, watch: Watch) -> Metrics:
-    means = {
-        name: total / jnp.where(count == 0, 1.0, count)
-        for name, (total, count) in sums.metrics.items()
-    }
+def means(sums: Sums) -> dict[str, Any]:
+    """The mean loss and metrics, and the tokens (or other terms) that they are means of."""
+    mean = lambda total, count: total / jnp.where(count == 0, 1.0, count)
+    named = {name: mean(*pair) for name, pair in sums.metrics.items()}
+    return {**named, "loss": mean(sums.loss, sums.weight), "tokens": sums.weight}
+
+
+def report(sums: Sums, norm: Array, watch: Watch) -> Metrics:
     counts = {name: getattr(watch, name) for name in ("skipped", "streak", "spikes", "scale")}
-    out = {"loss": loss, "tokens": sums.weight, "grad_norm": norm, **means, **counts}
+    out = {**means(sums), "grad_norm": norm, **counts}
     return {name: jnp.asarray(value, jnp.float32) for name, value in out.items()}
 
 
@@ -136,6 +149,7 @@ def make_step(task: Task) -> Callable[[State, Batch], tuple[State, Metrics]]:
     )
 
 
+@lru_cache(maxsize=8)
 def make_evaluation(task: Task) -> Callable[[Params, Batch], Sums]:
     """A jitted function of parameters and batch that gives the sums of the loss, no gradient."""
 

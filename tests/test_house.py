@@ -36,11 +36,16 @@ def imports(tree: ast.AST) -> list[str]:
     out = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            out += [f"{node.module}"] if node.module else []
+            assert node.level == 0 and node.module, "imports are absolute"
+            modules = [f"jscale.{a.name}" for a in node.names if is_module(a.name)]
+            out += modules if node.module == "jscale" and modules else [node.module]
         elif isinstance(node, ast.Import):
             out += [alias.name for alias in node.names]
     return out
+
+
+def is_module(name: str) -> bool:
+    return (ROOT / "jscale" / f"{name}.py").exists() or (ROOT / "jscale" / name).is_dir()
 
 
 def room_of(name: str) -> str:

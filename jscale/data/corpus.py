@@ -1,0 +1,177 @@
+"""The data part of a recipe, and what it opens to: a tokenizer and two streams of batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jscale.data.cache import Progress, TokenCache, ignore_progress, open_tokens
+from jscale.data.heldout import training_documents
+from jscale.data.mixture import Mixture
+from jscale.data.packing import Packing, Split
+from jscale.data.source import Report, Source, digest_values, documents_with_text
+from jscale.data.stream import PackedRows, TokenStream
+from jscale.data.tokenizers import Tokenizer, TokenizerSource, Training
+from jscale.errors import ConfigError, DataError
+
+TOLD = 1 << 20  # bytes between two calls of the progress callback
+FORMAT = 1  # of the order of batches: raised when the same settings would give other batches
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Text to train on: where it comes from, how it is tokenized, and the shape of a batch.
+
+    `length` is the places of a row, `batch` the rows of a global batch, `heldout` the share of the
+    documents kept for evaluation (0 for none), `workers` the processes that read ahead (0: threads
+    of this one). `cache` defaults to ~/.cache/jscale.
+    """
+
+    source: Source | Mixture
+    tokenizer: TokenizerSource
+    length: int
+    batch: int
+    heldout: float = 0.01
+    packing: Packing = Split()
+    shuffle: bool = True
+    cache: str | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for part, kinds, example in (
+            (self.source, (Source, Mixture), "a source, such as TextFiles(('books/*.txt',))"),
+            (self.tokenizer, TokenizerSource, "a tokenizer, such as BytePairs(4096)"),
+            (self.packing, Packing, "a packing, such as Split()"),
+        ):
+            if not isinstance(part, kinds):
+                raise ConfigError(f"TextData: {part!r:.80} is not {example}")
+        for name, least in (("length", 1), ("batch", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"TextData: {name}={getattr(self, name)} must be {least} or more")
+        if not 0 <= self.heldout < 1:
+            raise ConfigError(f"TextData: heldout={self.heldout} is a share from 0 to below 1")
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources, one or those of the mixture."""
+        if isinstance(self.source, Mixture):
+            return tuple(source for source, _ in self.source.parts)
+        return (self.source,)
+
+    def open(self, seed: int, progress: Progress | None = None) -> "Corpus":
+        """Tokenize what is not yet in the cache, and return the streams of this seed.
+
+        Raises `DataError`: one sentence about the file, line, column or setting at fault.
+        """
+        tell = progress or ignore_progress
+        folder = Path(self.cache).expanduser() if self.cache else Path.home() / ".cache" / "jscale"
+        tell(0, 1, "reading")
+        digests = tuple(source.digest() for source in self.parts)
+        tokenizer = self._load_tokenizer(folder, digests, tell)
+        caches = tuple(
+            open_tokens(source, digest, tokenizer, folder, tell)
+            for source, digest in zip(self.parts, digests, strict=True)
+        )
+        train = self._stream("train", caches, tokenizer.pad, seed)
+        heldout = self._stream("heldout", caches, tokenizer.pad, seed) if self.heldout else None
+        return Corpus(self, tokenizer, train, heldout, caches)
+
+    def _load_tokenizer(
+        self, folder: Path, digests: tuple[str, ...], progress: Progress
+    ) -> Tokenizer:
+        total = sum(source.size() for source in self.parts)
+        training = Training(
+            documents=partial(self._training_documents, total, progress),
+            size=total,
+            key=digest_values(digests, self.heldout),
+            folder=folder / "tokenizers",
+        )
+        try:
+            return self.tokenizer.load(training)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"cannot keep the tokenizer in {training.folder}: {reason}") from error
+
+    def _training_documents(self, total: int, progress: Progress) -> Iterator[str]:
+        done = told = 0
+        for source in self.parts:
+            report = Report()
+            texts = documents_with_text(source, report)
+            for text in training_documents(texts, self.heldout):
+                if done + report.read - told >= TOLD:
+                    told = done + report.read
+                    progress(min(told, total), total, "training the tokenizer")
+                yield text
+            done += report.read
+
+    def _stream(
+        self, side: str, caches: tuple[TokenCache, ...], pad: int, seed: int
+    ) -> TokenStream:
+        names = [type(source).__name__ for source in self.parts]
+        rows = tuple(
+            PackedRows(cache, side, self.heldout, self.packing, self.length, pad, name)
+            for cache, name in zip(caches, names, strict=True)
+        )
+        for part in rows:
+            if not len(part):
+                raise DataError(f"the {side} documents of {part.name} hold no pair of tokens")
+        shares = self.source.shares() if isinstance(self.source, Mixture) else (1,)
+        shuffle = self.shuffle and side == "train"
+        settings = {
+            "format": FORMAT, "side": side, "caches": [cache.key for cache in caches],
+            "shares": shares, "length": self.length, "batch": self.batch,
+            "heldout": self.heldout, "packing": repr(self.packing),
+            "seed": seed if shuffle else None,
+        }  # fmt: skip
+        fingerprint = digest_values(settings)
+        return TokenStream(rows, shares, self.batch, shuffle, seed, fingerprint)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """An opened `TextData`."""
+
+    config: TextData
+    tokenizer: Tokenizer
+    train: TokenStream
+    heldout: TokenStream | None
+    caches: tuple[TokenCache, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any batch of training or evaluation would change."""
+        return digest_values(self.train.fingerprint, self.heldout and self.heldout.fingerprint)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts to show, as plain data: what is there, what was skipped, what was repaired."""
+        sides = {"train": self.train} | ({"heldout": self.heldout} if self.heldout else {})
+        return {
+            "fingerprint": self.fingerprint,
+            "vocab": self.tokenizer.vocab,
+            **{side: _describe(stream) for side, stream in sides.items()},
+            "sources": [self._describe_source(i) for i in range(len(self.caches))],
+            "notices": [notice for cache in self.caches for notice in cache.notices],
+        }
+
+    def _describe_source(self, index: int) -> dict[str, Any]:
+        report = self.caches[index].report
+        counts = ("documents", "empty", "bad", "bytes", "tokens")
+        return {
+            "kind": type(self.config.parts[index]).__name__,
+            "share": self.train.shares[index] / sum(self.train.shares),
+            **{name: report[name] for name in counts},
+            "bad_lines": report["bad_lines"][:5],
+            "cache": str(self.caches[index].folder),
+        }
+
+
+def _describe(stream: TokenStream) -> dict[str, int | float]:
+    places = stream.rows * stream.length
+    return {
+        "documents": sum(len(part.documents) for part in stream.parts),
+        "rows": stream.rows,
+        "tokens": stream.tokens,
+        "padding": 1 - stream.tokens / places,
+        "batches": stream.rows / stream.batch,
+    }

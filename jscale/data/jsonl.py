@@ -1,0 +1,154 @@
+"""JSON lines, plain or compressed: bad lines are quarantined up to a small share."""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from jscale.data.source import (
+    Report,
+    check_paths,
+    digest_files,
+    reading,
+    require,
+    resolve_files,
+    total_size,
+)
+from jscale.errors import ConfigError, DataError, did_you_mean
+
+CHUNK = 1 << 20
+HOPELESS = 1000  # bad lines after which the share so far decides, without reading to the end
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """Files of one JSON object a line (`.jsonl`, `.jsonl.gz`, `.jsonl.zst`) with text in `field`.
+
+    A line that is no such object is counted and written down with its path:line; more of them than
+    the share `max_bad` of all lines is an error that names the first.
+    """
+
+    paths: tuple[str, ...]
+    field: str = "text"
+    max_bad: float = 0.0001
+
+    def __post_init__(self) -> None:
+        check_paths(self.paths, "JsonLines")
+        if not 0 <= self.max_bad <= 1:
+            raise ConfigError(f"JsonLines: max_bad is a share from 0 to 1, not {self.max_bad}")
+
+    def documents(self, report: Report) -> Iterator[str]:
+        """Stream the texts; raises `DataError` naming the first bad line if too many."""
+        lines = 0
+        for path in resolve_files(self.paths):
+            for number, line in enumerate(_read_lines(path, report), 1):
+                if not line.strip():
+                    report.empty += 1
+                    continue
+                lines += 1
+                try:
+                    text = self._text(line)
+                except (ValueError, RecursionError) as error:
+                    report.reject(f"{path}:{number}", _reason(error))
+                    if report.bad > HOPELESS:
+                        self._check(report, lines)
+                    continue
+                yield text
+        self._check(report, lines)
+
+    def _text(self, line: bytes) -> str:
+        # Decoded first: json.loads guesses UTF-16 from NUL bytes.
+        value = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
+        if not isinstance(value, dict):
+            raise ValueError(f"a JSON object is wanted, found {type(value).__name__}")
+        if self.field not in value:
+            raise ValueError(f"no field {self.field!r}; {did_you_mean(self.field, value)}")
+        text = value[self.field]
+        if not isinstance(text, str):
+            raise ValueError(f"field {self.field!r} holds {type(text).__name__}, not text")
+        text.encode()  # a lone surrogate is valid JSON and no Unicode
+        return text
+
+    def _check(self, report: Report, lines: int) -> None:
+        if report.bad > self.max_bad * lines:
+            raise DataError(
+                f"{report.bad} of {lines} lines are bad, more than the share {self.max_bad:g} that "
+                f"max_bad allows; the first is {report.bad_lines[0]}"
+            )
+
+    def digest(self) -> str:
+        """A key of the files' bytes, the field and the share."""
+        settings = {"kind": "JsonLines", "field": self.field, "max_bad": self.max_bad}
+        files = resolve_files(self.paths)
+        return digest_files(files, settings | {"formats": [path.suffix for path in files]})
+
+    def size(self) -> int:
+        """Bytes of the files as they lie on disk."""
+        return total_size(resolve_files(self.paths))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"invalid UTF-8 (byte 0x{error.object[error.start]:02x})"
+    if isinstance(error, UnicodeEncodeError):
+        return "a lone surrogate, which is no Unicode text"
+    if isinstance(error, RecursionError):
+        return "JSON nested too deeply"
+    return str(error)
+
+
+def _read_lines(path: Path, report: Report) -> Iterator[bytes]:
+    """The lines of a file, decompressed by its suffix; `report.read` follows its position."""
+    before, number = report.read, 0
+    with reading(path), open(path, "rb") as file:
+        try:
+            for number, line in enumerate(_decompressed(path, file), 1):  # noqa: B007 (read below)
+                report.read = before + file.tell()
+                yield line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{path}:{number + 1}: the compressed file is damaged: {error}"
+            ) from error
+    report.read = before + os.path.getsize(path)
+
+
+def _decompressed(path: Path, file: IO[bytes]) -> Iterable[bytes]:
+    if path.suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)
+    if path.suffix in (".zst", ".zstd"):
+        return _split_lines(_zstd_chunks(file))
+    return file
+
+
+def _zstd_chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame by frame, because zstandard's own readers take a truncated file for a whole one."""
+    zstandard = require("zstandard", "a .zst file")
+    frame = None
+    while chunk := file.read(CHUNK):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(chunk)
+            except zstandard.ZstdError as error:
+                raise EOFError(str(error)) from error
+            chunk = b""
+            if frame.eof:
+                chunk, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("it ends in the middle of a frame")
+
+
+def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    pending: list[bytes] = []
+    for chunk in chunks:
+        *lines, rest = chunk.split(b"\n")
+        for line in lines:
+            yield b"".join((*pending, line))
+            pending.clear()
+        pending.append(rest)
+    if any(pending):
+        yield b"".join(pending)

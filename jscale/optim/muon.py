@@ -1,0 +1,82 @@
+"""Muon: orthogonalised momentum for matrices, AdamW for everything else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+from jax.sharding import PartitionSpec
+from jaxtyping import PyTree
+
+from jscale.optim import checks
+from jscale.optim.matrices import sides
+from jscale.optim.optimizer import MOMENTS, check_common, clipped, decay_after
+from jscale.optim.schedules import Cosine, Schedule
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Momentum made orthogonal by Newton-Schulz steps (Jordan, 2024), scaled as in 2502.16982.
+
+    A weight is a matrix when its logical axes leave two sides (`jscale.optim.matrices`) and none of
+    them is in `elsewhere`; AdamW with `b1`, `b2` and the same learning rate takes the others. `rms`
+    is the root mean square of a matrix's update per unit of learning rate: 0.2 matches AdamW's, so
+    that one peak serves both.
+    """
+
+    peak: float
+    schedule: Schedule = Cosine()
+    momentum: float = 0.95
+    iterations: int = 5
+    rms: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float | None = 1.0
+    moments: str = "float32"
+    elsewhere: tuple[str, ...] = ("vocab",)
+
+    def __post_init__(self) -> None:
+        check_common(self)
+        checks.rate_of_decay(self, "momentum", "b1", "b2")
+        checks.count(self, "iterations", least=1)
+        checks.positive(self, "rms", "eps")
+        checks.one_of(self, "moments", MOMENTS)
+        checks.kind(self, "elsewhere", tuple)
+
+    def matrices(self, axes: PyTree) -> PyTree:
+        """For every weight its `MuonDimensionNumbers`, or None where AdamW takes it."""
+        return jax.tree.map(self._matrix, axes)
+
+    def _matrix(self, axes: PartitionSpec) -> optax.contrib.MuonDimensionNumbers | None:
+        found = sides(axes)
+        if len(found) != 2 or set(axes) & set(self.elsewhere):
+            return None
+        return optax.contrib.MuonDimensionNumbers(*found)
+
+    def build(self, axes: PyTree, shapes: PyTree, steps: int) -> optax.GradientTransformation:
+        """The transformation for a run of `steps` updates."""
+        schedule = self.schedule.build(self.peak, steps)
+        muon = optax.contrib.muon(
+            schedule,
+            ns_steps=self.iterations,
+            beta=self.momentum,
+            eps=self.eps,
+            mu_dtype=self.moments,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            muon_weight_dimension_numbers=self.matrices(axes),
+            consistent_rms=self.rms,
+        )
+        # optax masks the decay of Muon's part only; here it covers matrices and embeddings alike.
+        return clipped(self.clip, muon, decay_after(self.weight_decay, schedule, axes))
+
+    def evaluation_params(self, params: PyTree, state: Any) -> PyTree:
+        """The parameters themselves."""
+        return params
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of update number `step`."""
+        return self.schedule.rate(self.peak, step, steps)

@@ -1,0 +1,40 @@
+"""Text in, text out: prompts continued by a model and its tokenizer."""
+
+from collections.abc import Sequence
+
+import jax
+
+from jscale.data.tokenizers import Tokenizer
+from jscale.generate import Sampling, generate
+from jscale.mesh import Layout
+from jscale.models.model import Model, Params
+
+
+def continue_texts(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    length: int,
+    sampling: Sampling = Sampling(),
+    layout: Layout | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """A continuation of each prompt, up to `length` tokens or the end of the document.
+
+    Raises:
+        ConfigError: no prompt, an empty one where the tokenizer has no beginning, or no length.
+    """
+    documents = tokenizer.encode_documents(list(prompts))
+    rows = generate(
+        model,
+        params,
+        [tokens[:-1] for tokens in documents],  # a prompt is a document that has not ended
+        length=length,
+        sampling=sampling,
+        stop=tokenizer.eos,
+        layout=layout,
+        key=jax.random.key(seed),
+    )
+    return [tokenizer.decode(row) for row in rows]

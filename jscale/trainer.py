@@ -1,0 +1,316 @@
+"""The trainer: a recipe in a folder, and the loop, which is a plain `for`."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jscale import train
+from jscale.compiled import Compilation, Compiled
+from jscale.data.feed import feed
+from jscale.errors import NumericError
+from jscale.evaluate import heldout_means
+from jscale.events import Callback, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from jscale.flops import flops_per_token
+from jscale.generate import Sampling
+from jscale.metrics.fetch import Pending
+from jscale.metrics.peak import find_peak
+from jscale.metrics.progress import Progress
+from jscale.metrics.throughput import Throughput
+from jscale.models.model import Params
+from jscale.recipe import Recipe
+from jscale.runfolder import atomic_write
+from jscale.score import score
+from jscale.session import Session
+from jscale.signals import Signals, Stopped
+from jscale.text import continue_texts
+
+SHOWN = ("loss", "tokens_per_second", "mfu", "eta_seconds")
+
+
+class Record(NamedTuple):
+    """One step: its number (from 1) and its metrics, on the device until somebody reads them."""
+
+    step: int
+    metrics: Mapping[str, Array]
+
+
+class Trainer:
+    """A run: opened, restored if it was begun before, and ready to go on.
+
+        with Trainer(recipe) as trainer:
+            for step, metrics in trainer:
+                ...
+
+    or, in one call, `trainer.fit()`. Everything is kept in `folder`, by default
+    `runs/<recipe.name>`: open it again and it goes on from the last checkpoint.
+
+    Raises:
+        UserError: the recipe, its data, or what is in the folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.callbacks, self._progress = recipe, list(callbacks), progress
+        self.seconds: dict[str, float] = {}  # by phase
+        self._throughput: Throughput | None = None
+        self._values: dict[str, float] = {}  # the newest, by name
+        path = Path(folder) if folder is not None else Path("runs") / recipe.name
+        with ExitStack() as undo:
+            work = progress.work if progress else None
+            self.session = Session(recipe, path, self._phase, work)
+            undo.callback(self.session.close)
+            self.state, self.step = self.session.state, int(self.session.state.step)
+            self._saved = self.step  # a fresh state is as good as saved: its seed makes it again
+            self._writers = recipe.logging.open(path, self.step)
+            undo.callback(self._writers.close)
+            self._held = undo.pop_all()
+        self._program = Compiled(
+            train.make_step(self.task), self._compiled, lambda: self._phase("compiling the train step")
+        )
+        self._pending = Pending()
+        for note in self.session.notes:
+            self.tell(Noted(note))
+
+    @property
+    def task(self) -> train.Task:
+        """What is trained and how."""
+        return self.session.task
+
+    @property
+    def evaluation_params(self) -> Params:
+        """The parameters to evaluate, generate and export with."""
+        return self.recipe.optimizer.evaluation_params(self.state.params, self.state.optimizer)
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on to the display and the callbacks."""
+        if isinstance(event, Noted) and self._progress:
+            self._progress.note(event.text)
+        for callback in self.callbacks:
+            callback(event)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Train, step by step, up to the recipe's steps; evaluate, sample and save on the way.
+
+        Raises:
+            Stopped: by Ctrl-C or SIGTERM; everything is saved.
+            NumericError: too many steps in a row whose loss or gradient was not finite.
+        """
+        with ExitStack() as stack:
+            signals = stack.enter_context(Signals())
+            stream, layout = self.session.corpus.train, self.task.layout
+            sharding_of = train.sharding_of(layout)
+            workers = self.recipe.data.workers
+            batches = stack.enter_context(feed(stream, self.step, sharding_of, workers=workers))
+            self._throughput = self._measure()
+            while self.step < self.recipe.steps:
+                self.state, metrics = self._program(self.state, self._next(batches))
+                self.step += 1
+                self._pending.push(self.step, metrics)
+                self._report(self._pending.ready())
+                yield Record(self.step, metrics)
+                self._every(self.step)
+                if signals.asked is not None:
+                    self._stop(signals.asked)
+            self._finish()
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end; what `summary.json` says."""
+        for _ in self:
+            pass
+        return self.summary()
+
+    def evaluate(self, batches: int | None = None) -> dict[str, float]:
+        """The mean loss and metrics over the held-out rows, or over so many batches of them.
+
+        Raises:
+            ConfigError: the recipe holds nothing out.
+        """
+        return heldout_means(self.task, self.evaluation_params, self.session.corpus, batches)
+
+    def predict(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """For each text, the log-probability of every token after its first."""
+        rows = self.session.corpus.tokenizer.encode_documents(list(texts))
+        return score(self.task.model, self.evaluation_params, rows, self.task.layout)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        length: int = 64,
+        sampling: Sampling = Sampling(),
+        seed: int = 0,
+    ) -> list[str]:
+        """A continuation of each prompt, up to `length` tokens or the end of the document."""
+        return continue_texts(
+            self.task.model,
+            self.evaluation_params,
+            self.session.corpus.tokenizer,
+            prompts,
+            length=length,
+            sampling=sampling,
+            layout=self.task.layout,
+            seed=seed,
+        )
+
+    def save(self) -> None:
+        """Begin to save the state of this step, unless that has been done.
+
+        Raises:
+            CheckpointError: this save or the one before failed; earlier steps are intact.
+        """
+        if self._saved == self.step:
+            return
+        with self._phase("saving"):
+            note = {"data": self.session.corpus.train.fingerprint, "next_batch": self.step}
+            self.session.store.save(self.step, self.state, note)
+        self._saved = self.step
+        self.tell(Saved(self.step, self.session.folder.checkpoints / str(self.step)))
+
+    def summary(self) -> dict[str, Any]:
+        """Where the run stands: steps, newest values, seconds by phase."""
+        return {
+            "name": self.recipe.name,
+            "step": self.step,
+            "steps": self.recipe.steps,
+            "parameters": self.task.model.size,
+            "values": self._values,
+            "seconds": self.seconds,
+        }
+
+    def close(self) -> None:
+        """Wait for the last save, write what is pending, and give the folder back."""
+        self._held.close()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _next(self, batches: Iterator[PyTree]) -> PyTree:
+        start = time.perf_counter()
+        batch = next(batches)
+        self._spend("waiting for data", time.perf_counter() - start)
+        return batch
+
+    def _every(self, step: int) -> None:
+        """What is done every so many steps."""
+        self.session.store.poll()
+        evaluation, samples = self.recipe.evaluation, self.recipe.samples
+        last = step == self.recipe.steps
+        if evaluation and self.session.corpus.heldout and (last or step % evaluation.every == 0):
+            self._report(self._pending.drain())  # in order, and they are waited for in any case
+            with self._phase("evaluating"):
+                values = self.evaluate(evaluation.batches)
+            self._write(step, "heldout", values)
+            self.tell(Evaluated(step, values))
+            self.tell(Noted(f"step {step}: held-out loss {values['loss']:.4f}"))
+        if samples and (last or step % samples.every == 0):
+            with self._phase("sampling"):
+                self._sample(step)
+        if last or self.session.store.due(step):
+            self.save()
+
+    def _sample(self, step: int) -> None:
+        samples = self.recipe.samples
+        assert samples is not None
+        texts = self.generate(samples.prompts, samples.length, samples.sampling, seed=step)
+        pairs = tuple(zip(samples.prompts, texts, strict=True))
+        if jax.process_index() == 0:
+            with self.session.folder.samples.open("a", encoding="utf-8") as file:
+                file.writelines(f"--- step {step}: {p!r}\n{p}{t}\n" for p, t in pairs)
+        for prompt, continuation in pairs:
+            self._writers.text(step, f"sample/{prompt}", prompt + continuation)
+        self.tell(Sampled(step, pairs))
+
+    def _report(self, fetched: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Show and write metrics that have arrived, and stop where they say that all is lost."""
+        for step, values in fetched:
+            assert self._throughput is not None
+            self._throughput.step(int(values["tokens"]))
+            rates = self._throughput.rates()
+            more = rates.values(self.recipe.steps - step) if rates else {}
+            rate = self.recipe.optimizer.rate(step - 1, self.recipe.steps)
+            self._warn(step, values)
+            values = {**values, "rate": rate, **more}
+            self.tell(Stepped(step, values))
+            if self._progress:
+                self._progress.step(step, {k: values[k] for k in SHOWN if k in values})
+            if self.recipe.logging.due(step):
+                self._write(step, "train", values)
+            if values["streak"] >= self.recipe.guard.abort_after:
+                raise NumericError(
+                    f"the loss or its gradient was not finite for {int(values['streak'])} steps in"
+                    f" a row, up to step {step}; the state before them is kept. Try a lower"
+                    " optimizer.peak, or look at the data of these steps"
+                )
+
+    def _warn(self, step: int, values: Mapping[str, float]) -> None:
+        for name, what in (("skipped", "was left out: not finite"), ("spikes", "is a spike")):
+            if values[name] > self._values.get(f"train/{name}", 0.0):
+                self.tell(Noted(f"step {step} {what} (loss {values['loss']:.4g})"))
+                self._values[f"train/{name}"] = values[name]
+
+    def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        self._values |= named
+        self._writers.scalars(step, named)
+
+    def _stop(self, signum: int) -> None:
+        self._finish()
+        raise Stopped(signum, self.step)
+
+    def _finish(self) -> None:
+        """Everything on disk: the last metrics, this step, the summary."""
+        self._report(self._pending.drain())
+        self.save()
+        with self._phase("saving"):
+            self.session.store.wait()
+        if jax.process_index() == 0:
+            text = json.dumps(self.summary(), indent=2)
+            atomic_write(self.session.folder.summary, text + "\n")
+
+    def _measure(self) -> Throughput:
+        """The speedometer, with this model's arithmetic and these devices' peak."""
+        flops = flops_per_token(self.task.model, self.recipe.data.length)
+        with self._phase("measuring the machine"):
+            peak = find_peak(self.recipe.precision.compute)
+        return Throughput(flops, peak.flops * self.session.mesh.devices.size)
+
+    def _compiled(self, compilation: Compilation) -> None:
+        self.tell(compilation)
+        if compilation.changed:
+            changes = "; ".join(compilation.changed)
+            self.tell(Noted(f"compiled again ({compilation.seconds:.1f} s), because {changes}"))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """A block of time that is no training, shown and added up by its name."""
+        start = time.perf_counter()
+        with ExitStack() as stack:
+            if self._progress:
+                stack.enter_context(self._progress.phase(name))
+            if self._throughput:
+                stack.enter_context(self._throughput.pause())
+            yield
+        self._spend(name, time.perf_counter() - start)
+
+    def _spend(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
