@@ -15,9 +15,13 @@ from jscale.errors import ConfigError, did_you_mean
 from jscale.mesh import constrain
 
 
-def weight(rngs: nnx.Rngs, std: float = 0.02, **shape: int) -> nnx.Param:
-    """A normal weight with named dimensions, as in `weight(rngs, embed=64, mlp=256)`."""
-    value = std * jax.random.normal(rngs.params(), tuple(shape.values()))
+def weight(rngs: nnx.Rngs, fan_in: int, **shape: int) -> nnx.Param:
+    """A normal weight with named dimensions, as in `weight(rngs, 64, embed=64, mlp=256)`.
+
+    Its deviation is 1/√fan_in, `fan_in` being how many products make one output, so that outputs
+    are as large as inputs (LeCun et al. 1998).
+    """
+    value = fan_in**-0.5 * jax.random.normal(rngs.params(), tuple(shape.values()))
     return nnx.Param(value, out_sharding=tuple(shape), eager_sharding=False)
 
 
@@ -50,12 +54,15 @@ _project = jax.custom_vjp(
 _project.defvjp(_project_forward, _project_backward)
 
 
+EMBED_FAN = 2500  # a deviation of 0.02: a tied head then starts from nearly even scores
+
+
 class Embed(nnx.Module):
     """A vector for each token; `unembed` scores tokens by the same vectors (tied head)."""
 
     def __init__(self, vocab: int, dim: int, rngs: nnx.Rngs, compute: DTypeLike):
         self.compute = jnp.dtype(compute)
-        self.table = weight(rngs, vocab=vocab, embed=dim)
+        self.table = weight(rngs, EMBED_FAN, vocab=vocab, embed=dim)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # Whole over fsdp while it is read, as any weight; and cast after the lookup, so that the
@@ -72,7 +79,7 @@ class Unembed(nnx.Module):
     """Scores of the next token."""
 
     def __init__(self, vocab: int, dim: int, rngs: nnx.Rngs):
-        self.kernel = weight(rngs, embed=dim, vocab=vocab)
+        self.kernel = weight(rngs, dim, embed=dim, vocab=vocab)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return constrain(project("btd,dv->btv", x, self.kernel[...]), "batch", "length", "vocab")
@@ -95,9 +102,9 @@ class SwiGLU(nnx.Module):
     """(silu(x G) ⊙ x U) W. Source: Shazeer 2020, arXiv 2002.05202."""
 
     def __init__(self, dim: int, hidden: int, rngs: nnx.Rngs):
-        self.gate = weight(rngs, embed=dim, mlp=hidden)
-        self.up = weight(rngs, embed=dim, mlp=hidden)
-        self.down = weight(rngs, mlp=hidden, embed=dim)
+        self.gate = weight(rngs, dim, embed=dim, mlp=hidden)
+        self.up = weight(rngs, dim, embed=dim, mlp=hidden)
+        self.down = weight(rngs, hidden, mlp=hidden, embed=dim)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate = project("btd,df->btf", x, self.gate[...])

@@ -99,7 +99,7 @@ def load(step: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, ja
     filled = {name: want for name, want in wanted.items() if want.size}
     arrays = {name: _empty(want) for name, want in wanted.items() if not want.size}
     if filled:
-        with _reading(oc):
+        with _reading(oc, len(filled)):
             arrays.update(oc.load(str(step.absolute()), filled))
     return arrays
 
@@ -115,7 +115,7 @@ def load_on_host(step: Path, name: str, shape: tuple[int, ...], dtype: str) -> n
     template = np.broadcast_to(np.zeros((), np.dtype(dtype)), shape)  # takes no memory
     if not template.size:
         return np.zeros(shape, dtype)
-    with _reading(oc):
+    with _reading(oc, 1):
         return np.asarray(oc.load(str(step.absolute()), {name: template})[name])
 
 
@@ -148,7 +148,7 @@ def _empty(want: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 @contextlib.contextmanager
-def _reading(oc: Any) -> Iterator[None]:
+def _reading(oc: Any, count: int) -> Iterator[None]:
     """Reads the named arrays alone; that none is forgotten is our own comparison's task."""
     context = oc.Context()
     context.pytree.loading.partial_load = True
@@ -159,7 +159,7 @@ def _reading(oc: Any) -> Iterator[None]:
         except Exception as error:  # Orbax raises many kinds
             cause = told(error)
         if cause:
-            time.sleep(STRAGGLERS)
+            time.sleep(STRAGGLERS if count > 1 else 0)
             gc.collect()
     if cause:
         raise Unreadable(cause)

@@ -18,7 +18,7 @@ from jscale.checkpoint import fingerprint, steps
 from jscale.checkpoint.agreement import first_decides
 from jscale.checkpoint.lease import Lease
 from jscale.checkpoint.names import named_leaves
-from jscale.checkpoint.note import ArrayNote, Damaged, Note
+from jscale.checkpoint.note import ArrayNote, Damaged, Note, encode
 from jscale.checkpoint.orbax_border import Writer, is_disk_full, told
 from jscale.checkpoint.policy import Checkpoints
 from jscale.checkpoint.restore import Restored, restore
@@ -166,7 +166,9 @@ class Store:
         for array in arrays.values():
             fingerprint.word_dtype(array.dtype)
         known = {n: ArrayNote(a.dtype.name, tuple(a.shape), "") for n, a in arrays.items()}
-        return Note(int(step), time.time(), _versions(), known, note)
+        plan = Note(int(step), time.time(), _versions(), known, note)
+        encode(plan)  # what is not plain JSON is an error now, not later in the background
+        return plan
 
     def _admit(self, note: Note) -> None:
         """Refuses a step that exists or has no room; moves a damaged one of that number away."""

@@ -18,10 +18,12 @@ import json
 import logging
 import os
 import shutil
+import tempfile
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +40,7 @@ log = logging.getLogger("jscale.data")
 FORMAT = 1
 BATCH = 1 << 21  # bytes of text tokenized together: bounds the memory of a build
 VERIFIED = 1 << 28  # bytes of tokens.bin up to which its digest is checked at every opening
+STALE = 24 * 3600  # seconds after which an unfinished build is taken for dead
 FILES = ("tokens.bin", "documents.npy", "hashes.npy", "report.json")
 
 Progress = Callable[[int, int, str], None]
@@ -152,25 +155,34 @@ def _build(
     damage: str,
     progress: Progress,
 ) -> TokenCache:
-    for stale in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(stale, ignore_errors=True)  # of builders that died: we hold the lock
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    _clear_stale(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        temporary.mkdir()
-        _write_arrays(source, tokenizer, temporary, progress)
+        whole = temporary / "whole"
+        whole.mkdir()
+        _write_arrays(source, tokenizer, whole, progress)
         if source.digest() != digest:
             raise DataError(f"the corpus changed while it was read; start again: {_name(source)}")
-        _write_manifest(temporary, folder.name)
+        _write_manifest(whole, folder.name)
         if damage:
             log.warning(damage)
-            os.rename(folder, folder.with_name(f".{folder.name}.damaged"))
-        os.rename(temporary, folder)
+            os.rename(folder, temporary / "damaged")
+        try:
+            os.rename(whole, folder)
+        except OSError:  # without a lock, somebody else may have been first: theirs is as good
+            if _try_open(folder, folder.name)[0] is None:
+                raise
     finally:
-        for leftover in folder.parent.glob(f".{folder.name}.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     built = _reopen(folder, folder.name)
-    notices = (damage,) if damage else ()
-    return TokenCache(**{**vars(built), "notices": notices})
+    return replace(built, notices=(damage,) if damage else ())
+
+
+def _clear_stale(folder: Path) -> None:
+    """Remove what killed builders left. By age, because a lock may not reach to other hosts."""
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if time.time() - left.stat().st_mtime > STALE:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_arrays(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:

@@ -1,5 +1,6 @@
 """Sources of plain text: files, the standard library of the running Python, strings in memory."""
 
+import os
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -62,11 +63,13 @@ class StandardLibrary:
 
     def files(self) -> list[Path]:
         """The library's Python files without tests, tables and tools; raises `DataError`."""
-        root = Path(sysconfig.get_path("stdlib"))
-        files = [f for f in sorted(root.rglob("*.py")) if _belongs(f.relative_to(root).parts)]
+        root, files = sysconfig.get_path("stdlib"), []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [name for name in folders if not _is_noise(name)]
+            files += [Path(folder, name) for name in names if name.endswith(".py")]
         if not files:
             raise DataError(f"this Python has no library sources under {root}")
-        return files
+        return sorted(files)
 
     def documents(self, report: Report) -> Iterator[str]:
         """Stream the library, one file a document."""
@@ -85,8 +88,8 @@ class StandardLibrary:
         return total_size(self.files())
 
 
-def _belongs(parts: tuple[str, ...]) -> bool:
-    return not any(part in NOISE or part.startswith("config-") for part in parts[:-1])
+def _is_noise(folder: str) -> bool:
+    return folder in NOISE or folder.startswith("config-")
 
 
 @dataclass(frozen=True)

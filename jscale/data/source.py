@@ -128,7 +128,11 @@ def digest_values(*values: object) -> str:
 
 def total_size(files: Iterable[Path]) -> int:
     """Bytes of the files together."""
-    return sum(path.stat().st_size for path in files)
+    total = 0
+    for path in files:
+        with reading(path):
+            total += path.stat().st_size
+    return total
 
 
 @contextmanager

@@ -42,10 +42,12 @@ class Parquet:
                     _check_column(file.schema_arrow, self.column, str(path))
                     seen = 0
                     for batch in file.iter_batches(RECORDS, columns=[self.column]):
-                        yield from (text or "" for text in batch.column(0).to_pylist())
+                        yield from _texts(batch.column(0), f"{path}: rows {seen} and on")
                         seen += batch.num_rows
                         report.read = before + size * seen // rows
-            except (arrow.ArrowException, OSError) as error:
+            except DataError:
+                raise
+            except (arrow.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path} is not a whole Parquet file: {error}") from error
 
     def digest(self) -> str:
@@ -56,6 +58,14 @@ class Parquet:
     def size(self) -> int:
         """Bytes of the files."""
         return total_size(resolve_files(self.paths))
+
+
+def _texts(column: Any, where: str) -> list[str]:
+    """The column's values; Arrow does not check that its strings are UTF-8."""
+    try:
+        return [text or "" for text in column.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: invalid UTF-8: {error}") from error
 
 
 def _check_column(schema: Any, column: str, where: str) -> None:
@@ -135,7 +145,7 @@ class HuggingFace:
             _check_column(table.features.arrow_schema, self.column, str(folder))
             before, size, seen = report.read, self.size(), 0
             for batch in table.select_columns([self.column]).iter(RECORDS):
-                yield from (text or "" for text in batch.column(0).to_pylist())
+                yield from _texts(batch.column(0), f"{folder}: rows {seen} and on")
                 seen += batch.num_rows
                 report.read = before + size * seen // max(1, len(table))
         except DataError:

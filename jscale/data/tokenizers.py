@@ -137,7 +137,9 @@ class BytePairs:
 
     def load(self, training: Training) -> Tokenizer:
         """The tokenizer of this corpus, trained at the first call and read at later ones."""
-        folder = training.folder / digest_values(training.key, self.vocab, self.sample)
+        folder = training.folder / digest_values(
+            "BytePairs 1", training.key, self.vocab, self.sample
+        )
         if folder.is_dir():
             try:
                 return _load_kept(folder)

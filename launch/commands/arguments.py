@@ -48,7 +48,11 @@ def recipe_parser(command: str, description: str) -> Parser:
         help="a shipped recipe, a file (my.py or my.py:function), or a run folder",
     )
     parser.add_argument(
-        "overrides", metavar="field=value", nargs="*", help="values to change: model.layers=4"
+        "overrides",
+        metavar="field=value",
+        nargs="*",
+        default=[],
+        help="values to change: model.layers=4",
     )
     parser.add_argument(
         "--import",

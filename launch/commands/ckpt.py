@@ -11,6 +11,7 @@ from jscale.checkpoint import steps
 from jscale.checkpoint.note import Damaged, Note
 from jscale.checkpoint.sizes import age, readable
 from jscale.errors import CheckpointError
+from jscale.launch.commands.arguments import Parser
 from jscale.launch.commands.tables import show
 
 
@@ -74,7 +75,7 @@ def verify(folder: Path, options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="jscale ckpt", description=__doc__)
+    parser = Parser(prog="jscale ckpt", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="list|inspect|verify")
     for name, command in (("list", list_steps), ("inspect", inspect), ("verify", verify)):
         sub = commands.add_parser(name, help=command.__doc__, description=command.__doc__)

@@ -17,10 +17,11 @@ def reference(
     K = k.shape[2]
     grouped = q.reshape(B, T, K, N // K, H)
     logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    logits = logits * H**-0.5
     seen = allowed[:, None, None]
-    peak = jnp.max(jnp.where(seen, logits, -1e30), -1, keepdims=True)
-    weights = jnp.where(seen, jnp.exp(logits - peak), 0.0)
+    # Masked before the exponential, not only after: it may overflow where nothing is seen, and
+    # infinity times the gradient 0 is not a number.
+    logits = jnp.where(seen, logits * H**-0.5, -1e30)
+    weights = jnp.where(seen, jnp.exp(logits - logits.max(-1, keepdims=True)), 0.0)
     total = weights.sum(-1, keepdims=True)
     probs = (weights / jnp.where(total == 0, 1.0, total)).astype(v.dtype)
     return jnp.einsum("bkgts,bskh->btkgh", probs, v).reshape(B, T, N, H)

@@ -17,7 +17,7 @@ from jscale.data import cache as cache_module
 from jscale.data.cache import TokenCache, open_tokens
 from jscale.data.files import TextFiles, Texts
 from jscale.data.jsonl import JsonLines
-from jscale.data.source import Report, Source
+from jscale.data.source import Report, Source, digest_values
 from jscale.data.tokenizers import Bytes, Tokenizer
 from jscale.errors import DataError
 
@@ -195,14 +195,46 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-def test_what_a_killed_builder_left_is_cleared(tmp_path):
+def test_what_a_killed_builder_left_is_cleared_in_a_day(tmp_path):
     source = Texts(("one",))
     key = opened(source, tmp_path / "first").key
-    stale = tmp_path / "tokens" / f".{key}.123"
-    stale.mkdir(parents=True)
-    (stale / "tokens.bin").write_bytes(b"half")
+    old, young = (tmp_path / "tokens" / f".{key}.{name}" for name in ("old", "young"))
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "tokens.bin").write_bytes(b"half")
+    os.utime(old, (0, 0))
     assert opened(source, tmp_path).report["documents"] == 1
-    assert names(tmp_path) == {key}
+    assert names(tmp_path) == {key, young.name}  # it may be another host's, at work
+
+
+@dataclass(frozen=True)
+class Overtaken:
+    """A source during whose reading another builder, with no lock between, finishes the cache."""
+
+    folder: str
+
+    def documents(self, report: Report) -> Iterator[str]:
+        yield "one"
+        yield "two"
+        theirs = opened(Texts(("one", "two")), Path(self.folder) / "theirs")
+        key = digest_values(cache_module.FORMAT, self.digest(), BYTES.fingerprint)
+        folder = Path(self.folder) / "tokens" / key
+        if not folder.exists():
+            shutil.copytree(theirs.folder, folder)
+            manifest = (folder / "manifest.json").read_text().replace(theirs.key, key)
+            (folder / "manifest.json").write_text(manifest)
+
+    def digest(self) -> str:
+        return "overtaken"
+
+    def size(self) -> int:
+        return 6
+
+
+def test_without_locks_the_first_builder_wins(tmp_path):
+    cache = opened(Overtaken(str(tmp_path)), tmp_path)
+    assert [BYTES.decode(cache.document(i)) for i in range(2)] == ["one", "two"]
+    assert names(tmp_path) == {cache.key}
 
 
 BUILDER = """

@@ -312,6 +312,13 @@ def test_invalid_utf8_is_named_with_its_line(tmp_path):
     writer.close()
     with pytest.raises(DataError, match=r"a.array_record: record 1 is invalid UTF-8"):
         list(source.documents(Report()))
+    import pyarrow
+    import pyarrow.parquet
+
+    letters = pyarrow.array([b"fine", b"\xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": letters}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet: rows 0 and on: invalid UTF-8"):
+        list(Parquet((str(tmp_path / "a.parquet"),)).documents(Report()))
     with pytest.raises(DataError, match="text 1 has a lone surrogate"):
         list(Texts(("a", "\ud800")).documents(Report()))
 

@@ -2,7 +2,7 @@ import ast
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
+) -> Iterator[Call]:
     """Run the command line in an empty folder: its status, its output, its complaints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -29,7 +29,10 @@ def call(
         out, err = capsys.readouterr()
         return status, out, err
 
-    return run
+    yield run
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_each_command_has_help(call: Call, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["config"], "the following arguments are required: RECIPE, field=value"),
+        (["config"], "the following arguments are required: RECIPE (try"),
         (["config", "quickstart", "--wy", "x"], "unrecognized arguments: --wy"),
         (["config", "quickstart", "--why"], "expected one argument"),
         (["config", "quickstart", "--why", "a", "--diff", "b"], "not allowed with"),

@@ -1,0 +1,104 @@
+"""Where a recipe's state goes on a mesh, as values to print or to draw. Nothing is run."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+
+from jscale import train
+from jscale.checkpoint.sizes import readable
+from jscale.errors import ConfigError
+from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
+from jscale.mesh.layout import Decision
+from jscale.optim.placement import Replicated, place
+from jscale.prepare import mesh_of, model_of, task_of
+from jscale.recipe import Recipe
+
+
+class Row(NamedTuple):
+    """One parameter: its name, its placement, and the words for them."""
+
+    name: str
+    placement: Placement
+
+    def cells(self, mesh: MeshShape) -> tuple[str, ...]:
+        """Name, shape, axes with the mesh axes that split them, who decided, bytes on one device."""
+        decisions = self.placement.decisions
+
+        def split(d: Decision) -> str:
+            ways = [f"{a}={getattr(mesh, a)}" for a in d.mesh_axes if getattr(mesh, a) > 1]
+            return f"{d.axis} over {'*'.join(ways)}" if ways else str(d.axis)
+
+        reasons = dict.fromkeys(d.reason for d in decisions if d.reason != "rule")
+        return (
+            self.name,
+            "x".join(map(str, self.placement.shape)),
+            ", ".join(split(d) for d in decisions),
+            "; ".join(reasons) or "rules",
+            readable(self.placement.bytes_per_device),
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A mesh, why it is the one, every parameter on it, and the bytes of the state by part."""
+
+    mesh: MeshShape
+    reason: str
+    rows: tuple[Row, ...]
+    parameters: int
+    bytes_per_device: dict[str, int]
+    replicated: tuple[Replicated, ...]  # optimizer arrays of which every device holds a whole copy
+
+    def totals(self) -> list[str]:
+        """Sentences: how large the model and its state are on one device."""
+        parts = ", ".join(f"{name} {readable(b)}" for name, b in self.bytes_per_device.items())
+        whole = readable(sum(self.bytes_per_device.values()))
+        out = [f"{self.parameters:,} parameters on {self.mesh.devices} device(s)"]
+        out.append(f"state on each device: {whole} ({parts}); activations come on top")
+        for array in self.replicated:
+            size = readable(array.bytes)
+            out.append(f"whole on every device: optimizer/{array.path} {array.shape}, {size}")
+        return out
+
+
+def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
+    """Where everything of a recipe goes, on `devices` supposed devices or on those present.
+
+    Raises:
+        ConfigError: no such mesh, or the model does not fit it.
+    """
+    if devices is None and isinstance(recipe.mesh, MeshShape):
+        devices = recipe.mesh.devices
+    if devices is None:
+        from jscale.mesh.devices import devices as present
+
+        devices = len(present())
+    if devices < 1:
+        raise ConfigError(f"there must be at least 1 device, not {devices}")
+    choice = mesh_of(recipe, devices)
+    task = task_of(recipe, abstract_mesh(choice.shape))
+    model, state = task.model, train.shapes(task)
+    rows = placements(task.layout, model.shapes, model.axes)
+    specs = jax.tree.map(lambda s: s.sharding.spec, state.params)
+    lost = place(task.optimizer, model.shapes, specs).replicated
+    return Explanation(
+        mesh=choice.shape,
+        reason=choice.reason,
+        rows=tuple(Row(p.name, p) for p in rows),
+        parameters=model_of(recipe).size,
+        bytes_per_device={
+            "parameters": bytes_of(state.params),
+            "gradients": bytes_of(state.params),
+            "optimizer": bytes_of(state.optimizer),
+        },
+        replicated=tuple(array for array in lost if array.bytes >= 1024),
+    )
+
+
+def bytes_of(tree: object) -> int:
+    """The bytes on one device of a tree of shapes with shardings."""
+    one = lambda s: jax.tree.reduce(
+        lambda a, b: a * b, s.sharding.shard_shape(s.shape), s.dtype.itemsize
+    )
+    return sum(one(s) for s in jax.tree.leaves(tree))
