@@ -12,7 +12,7 @@ from jscale.mesh import constrain
 from jscale.models.decoder import Context, KeysValues
 from jscale.models.layers import project, weight
 from jscale.models.rope import rope
-from jscale.pallas_kernels import CAUSAL, Mask, attention
+from jscale.pallas_kernels.attention import CAUSAL, Mask, attention
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ class Writer:
         context = oc.Context()
         # Weights hardly compress: 11 % smaller, 5 times slower, and a bad bit spoils a whole block.
         context.array.saving.use_compression = False
+        # Else a folder that cannot be made leaves Orbax's threads waiting for it for 20 minutes.
+        context.asynchronous.create_directories_asynchronously = False
         with _quiet():
             self._checkpointer = oc.training.Checkpointer(str(folder), context=context)
 

@@ -8,7 +8,7 @@ from close import SAME, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jscale.pallas_kernels import Mask, attention
+from jscale.pallas_kernels.attention import Mask, attention
 
 
 def by_hand(q, k, v, sees):
