@@ -22,7 +22,7 @@ class Row(NamedTuple):
     placement: Placement
 
     def cells(self, mesh: MeshShape) -> tuple[str, ...]:
-        """Name, shape, axes with the mesh axes that split them, who decided, bytes on one device."""
+        """Name, shape, axes and what splits them, who decided, bytes on one device."""
         decisions = self.placement.decisions
 
         def split(d: Decision) -> str:

@@ -24,5 +24,7 @@ def flops_per_token(model: Model, length: int) -> float:
         for shape, axes in pairs
         if len([a for a in axes if a != "layers"]) > 1 and tuple(axes) != lookup
     ]
-    queries = [s.size // s.shape[-3] for s, a in pairs if tuple(a)[-3:] == ("embed", "heads", "head")]
+    queries = [
+        s.size // s.shape[-3] for s, a in pairs if tuple(a)[-3:] == ("embed", "heads", "head")
+    ]
     return train_flops_per_token(sum(matrices), layers=1, length=length, width=sum(queries))

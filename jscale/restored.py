@@ -52,5 +52,3 @@ def open_run(folder: Path, step: int | None = None, allow: Iterable[ModuleType] 
     state: train.State = restored.state
     params = recipe.optimizer.evaluation_params(state.params, state.optimizer)
     return Run(recipe, task, params, Tokenizer.load(folder), restored.step)
-
-

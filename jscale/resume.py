@@ -13,7 +13,17 @@ from jscale.recipe import Recipe
 from jscale.runfolder import RunFolder
 
 # What may change between one start of a run and the next without changing what is being trained.
-FREE = ("steps", "mesh", "rules", "guard", "checkpoints", "evaluation", "samples", "logging", "name")
+FREE = (
+    "steps",
+    "mesh",
+    "rules",
+    "guard",
+    "checkpoints",
+    "evaluation",
+    "samples",
+    "logging",
+    "name",
+)
 # Knobs of reading, not of what is read.
 FREE_FIELDS = ("data.cache", "data.workers")
 
@@ -67,5 +77,3 @@ def check_data(note: Any, corpus: Corpus) -> None:
             f" packing have changed: fingerprint {was} became {corpus.train.fingerprint}); restore"
             " them, or start a new run with --run"
         )
-
-

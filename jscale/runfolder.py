@@ -1,5 +1,6 @@
 """The folder of a run: where its parts lie, and the exclusive right to write them."""
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -96,5 +97,6 @@ def atomic_write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error

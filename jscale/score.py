@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens: what prediction, evaluation tasks and preferences are made of."""
+"""Log-probabilities of given tokens: what prediction, evaluation and preferences are made of."""
 
 # R rows, T length.
 

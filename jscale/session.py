@@ -1,4 +1,4 @@
-"""A run opened: its folder taken, its recipe agreed on, its data read, its state restored or made."""
+"""A run opened: folder taken, recipe agreed on, data read, state restored or made."""
 
 import json
 from collections.abc import Callable

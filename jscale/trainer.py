@@ -78,7 +78,9 @@ class Trainer:
             undo.callback(self._writers.close)
             self._held = undo.pop_all()
         self._program = Compiled(
-            train.make_step(self.task), self._compiled, lambda: self._phase("compiling the train step")
+            train.make_step(self.task),
+            self._compiled,
+            lambda: self._phase("compiling the train step"),
         )
         self._pending = Pending()
         for note in self.session.notes:

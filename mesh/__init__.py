@@ -1,5 +1,6 @@
 """Where arrays live: devices, meshes, logical axes, and the layout that maps one onto the other."""
 
+from jscale.mesh.choice import choose as choose
 from jscale.mesh.devices import simulate as simulate
 from jscale.mesh.layout import Layout as Layout
 from jscale.mesh.layout import constrain as constrain
@@ -11,4 +12,3 @@ from jscale.mesh.shape import MESH_AXES as MESH_AXES
 from jscale.mesh.shape import MeshShape as MeshShape
 from jscale.mesh.shape import abstract_mesh as abstract_mesh
 from jscale.mesh.shape import make_mesh as make_mesh
-from jscale.mesh.choice import choose as choose

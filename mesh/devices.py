@@ -7,6 +7,7 @@ backend starts; twice the number of devices is enough, and only then is it worth
 """
 
 import os
+from typing import Any
 
 import jax
 
@@ -58,7 +59,7 @@ def simulate(devices: int) -> None:
     prevent_deadlock()
 
 
-def devices() -> list[jax.Device]:
+def devices() -> list[Any]:
     """All devices of the job, the backend started safely if it had not been."""
     prevent_deadlock()
     return jax.devices()

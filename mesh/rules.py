@@ -84,5 +84,5 @@ class Rules:
     yields: tuple[str, ...] = ()
 
     def with_weights(self, **axes: MeshAxes) -> "Rules":
-        """These rules with some weights' axes changed, as in `Rules().with_weights(embed="data")`."""
+        """These rules with other axes for some weights: `Rules().with_weights(embed="data")`."""
         return Rules({**self.weights, **axes}, self.activations, self.overrides, self.yields)

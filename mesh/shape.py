@@ -9,8 +9,8 @@ From the slowest links to the fastest:
 
 import math
 from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
@@ -63,8 +63,8 @@ def factorizations(devices: int, shape: MeshShape) -> list[str]:
     return list(dict.fromkeys(out + [str(MeshShape(fsdp=devices))]))[:3]
 
 
-def slices(devices: list[jax.Device]) -> int:
-    """How many TPU slices (or, on GPU, nodes) the devices span: 1 when no slow link lies between."""
+def slices(devices: list[Any]) -> int:
+    """How many TPU slices or GPU nodes the devices span: 1 when no slow link lies between."""
     index = {getattr(d, "slice_index", 0) or 0 for d in devices}
     if len(index) > 1:
         return len(index)
@@ -91,7 +91,7 @@ def split_over_slices(shape: MeshShape, count: int) -> tuple[list[int], list[int
     return inner, outer
 
 
-def arrange(shape: MeshShape, devices: list[jax.Device]) -> np.ndarray:
+def arrange(shape: MeshShape, devices: list[Any]) -> np.ndarray:
     """Devices as an array of the mesh's shape, neighbours on fast links along the last axes."""
     if devices[0].platform == "cpu":
         return np.asarray(devices).reshape(astuple(shape))
@@ -111,7 +111,9 @@ def arrange(shape: MeshShape, devices: list[jax.Device]) -> np.ndarray:
     )
 
 
-def make_mesh(shape: MeshShape | None = None, devices: list | None = None, **axes: int) -> Mesh:
+def make_mesh(
+    shape: MeshShape | None = None, devices: list[Any] | None = None, **axes: int
+) -> Mesh:
     """A mesh of real devices: `make_mesh(fsdp=4, tensor=2)`, or `make_mesh(MeshShape(...))`.
 
     Every one of `MESH_AXES` is present; those not named have size 1. Axes are Auto: the SPMD
@@ -135,7 +137,7 @@ def make_mesh(shape: MeshShape | None = None, devices: list | None = None, **axe
 
 
 def abstract_mesh(shape: MeshShape) -> AbstractMesh:
-    """The same mesh without devices: shardings, shapes and lowering work on it, running does not."""
+    """The mesh without devices: shardings, shapes and lowering work on it, running does not."""
     return AbstractMesh(astuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

@@ -33,7 +33,9 @@ class SelfAttention(nnx.Module):
         self.q = weight(rngs, size.dim, embed=size.dim, heads=size.heads, head=size.head)
         self.k = weight(rngs, size.dim, embed=size.dim, kv_heads=size.kv_heads, head=size.head)
         self.v = weight(rngs, size.dim, embed=size.dim, kv_heads=size.kv_heads, head=size.head)
-        self.o = weight(rngs, size.heads * size.head, heads=size.heads, head=size.head, embed=size.dim)
+        self.o = weight(
+            rngs, size.heads * size.head, heads=size.heads, head=size.head, embed=size.dim
+        )
 
     def __call__(
         self, x: Float[Array, "B T D"], context: Context, cache: KeysValues | None = None

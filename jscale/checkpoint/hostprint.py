@@ -18,7 +18,8 @@ def host_fingerprint(array: np.ndarray | np.generic) -> str:
     >>> host_fingerprint(np.arange(3.0, dtype=np.float32))
     'd071e042e233cf9f'
     """
-    table = np.ascontiguousarray(array).reshape(-1, array.shape[-1] if array.ndim else 1)
+    shape = tuple(array.shape)
+    table = np.ascontiguousarray(array).reshape(-1, shape[-1] if shape else 1)
     sums = []
     for lane, (by_word, _) in enumerate(LANES):
         total = 0

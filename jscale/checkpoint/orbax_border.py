@@ -45,7 +45,7 @@ class Writer:
         with _quiet():
             self._checkpointer = oc.training.Checkpointer(str(folder), context=context)
 
-    def start(self, step: int, arrays: Mapping[str, jax.Array], note: Note, sums: Sums) -> Any:
+    def start(self, note: Note, arrays: Mapping[str, jax.Array], sums: Sums) -> Any:
         """Begins to write a step and returns what `finish` waits for.
 
         Blocks while the arrays are copied to the host; they may be donated afterwards.
@@ -55,7 +55,7 @@ class Writer:
         if filled:  # Orbax stores no empty array; the note is enough for those
             unit["state"] = filled
         with _quiet():
-            response = self._checkpointer.save_checkpointables_async(step, unit, force=True)
+            response = self._checkpointer.save_checkpointables_async(note.step, unit, force=True)
         assert response is not None, "Orbax skipped a forced save"
         return response
 
@@ -123,25 +123,29 @@ def load_on_host(step: Path, name: str, shape: tuple[int, ...], dtype: str) -> n
 
 def told(error: BaseException) -> str:
     """The cause at the root of an error of Orbax, in one line."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    lines = str(error).strip().splitlines()
+    root = _chain(error)[-1]
+    lines = str(root).strip().splitlines()
     text = lines[0].split(" [")[0] if lines else ""  # TensorStore appends its specification
-    return (text if len(text) <= 200 else f"{text[:200]}...") or type(error).__name__
+    return (text if len(text) <= 200 else f"{text[:200]}...") or type(root).__name__
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or any that led to it, says that the disk has no more room."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(
+        getattr(link, "errno", None) in codes or any(sign in str(link) for sign in DISK_FULL)
+        for link in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, what it came from, and so on to the root."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    return any(
-        getattr(e, "errno", None) in codes or any(sign in str(e) for sign in DISK_FULL)
-        for e in chain
-    )
+    return chain
 
 
 def _empty(want: jax.ShapeDtypeStruct) -> jax.Array:

@@ -95,16 +95,25 @@ def set_aside(folder: Path, step: int, reason: str) -> SetAside:
 def delete(folder: Path, step: int) -> None:
     """Removes a step: first out of sight by one rename, so that no half of it is ever seen."""
     trash = folder / "deleting"
-    trash.mkdir(exist_ok=True)
-    (folder / str(step)).rename(_free_name(trash / str(step)))
-    shutil.rmtree(trash)
+    try:
+        trash.mkdir(exist_ok=True)
+        (folder / str(step)).rename(_free_name(trash / str(step)))
+        shutil.rmtree(trash)
+    except OSError as error:
+        raise CheckpointError(
+            f"the old step {step} of {folder} cannot be deleted: {error.strerror}"
+        ) from error
 
 
 def sweep(folder: Path) -> None:
     """Removes what a killed process left half written or half deleted. For the writer alone."""
-    for path in folder.glob(f"*{TEMPORARY}*"):
-        shutil.rmtree(path)
-    shutil.rmtree(folder / "deleting", ignore_errors=True)
+    for path in (*folder.glob(f"*{TEMPORARY}*"), *folder.glob("deleting")):
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} was left half written and cannot be removed: {error.strerror}"
+            ) from error
 
 
 def _names(folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, policy: Checkpoints) -> None:
-        self.folder, self.policy = Path(folder), policy
+        self.folder, self.policy = Path(folder).absolute(), policy
         self._held = ExitStack()
         self._writer: Writer | None = None
         first_decides(self._take)
@@ -76,8 +76,8 @@ class Store:
         first_decides(lambda: self._admit(plan))
         sums = fingerprint.start(arrays)
         try:
-            self._writer = self._writer or Writer(self.folder.absolute())
-            response = self._writer.start(step, arrays, plan, sums)
+            self._writer = self._writer or Writer(self.folder)
+            response = self._writer.start(plan, arrays, sums)
         except Exception as error:
             self._abandon()
             raise self._failure(plan, error) from error
@@ -153,7 +153,12 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except CheckpointError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))  # what ended the run is told first
 
     def _take(self) -> None:
         lease = Lease(self.folder)
@@ -195,13 +200,15 @@ class Store:
 
     def _finish(self, writer: Writer, response: Any, note: Note) -> None:
         """In the background: waits for the commit, looks at it, then lets old steps go."""
+        first = jax.process_index() == 0
         try:
             writer.finish(response)
-            if jax.process_index() == 0:
+            if first:
                 steps.read(self.folder, note.step)
-                self._retain()
         except Exception as error:
             raise self._failure(note, error) from error
+        if first:
+            self._retain()
 
     def _retain(self) -> None:
         saved = {step: note.saved for step, note in steps.whole(self.folder).items()}

@@ -30,11 +30,12 @@ def recipe() -> Recipe:
             source=StandardLibrary(),  # or TextFiles(("my/*.txt",)), JsonLines, Parquet, ...
             tokenizer=BytePairs(vocab=VOCAB),  # trained on the spot, kept for the next time
             length=128,  # tokens in a row
-            batch=16,  # rows in a step
+            batch=8,  # rows in a step
+            heldout=0.05,  # of the files: a few of them, to measure on
         ),
         optimizer=AdamW(peak=3e-3, schedule=Cosine(warmup=20), weight_decay=0.1),
-        steps=250,
-        checkpoints=Checkpoints(every=50, keep=2),
-        evaluation=Evaluation(every=50, batches=4),
-        samples=Samples(prompts=("def ", "import "), every=125, length=48),
+        steps=600,
+        checkpoints=Checkpoints(every=100, keep=2),
+        evaluation=Evaluation(every=100, batches=16),
+        samples=Samples(prompts=("def ", "import "), every=200, length=64),
     )

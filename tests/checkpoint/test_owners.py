@@ -36,7 +36,7 @@ def holder(tmp_path):
     """Another process that holds the folder `run`."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "held\n"
+    assert child.stdout is not None and child.stdout.readline() == "held\n"
     yield child
     child.kill()
     child.communicate()

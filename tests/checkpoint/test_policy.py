@@ -51,10 +51,19 @@ def test_deleting_as_one_goes_keeps_what_deleting_at_the_end_keeps(keep, every, 
     assert set(left) == policy.kept(saved)
 
 
-@pytest.mark.parametrize("field", ["every", "keep", "minutes", "keep_every", "keep_hours"])
-def test_impossible_policies_are_refused(field):
-    with pytest.raises(ConfigError, match=f"checkpoints.{field} is 0(.0)?; it must be above 0"):
-        Checkpoints(**{field: 0.0 if field in ("minutes", "keep_hours") else 0})
+@pytest.mark.parametrize(
+    "field, build",
+    [
+        ("every", lambda: Checkpoints(every=0)),
+        ("keep", lambda: Checkpoints(keep=0)),
+        ("minutes", lambda: Checkpoints(minutes=0.0)),
+        ("keep_every", lambda: Checkpoints(keep_every=0)),
+        ("keep_hours", lambda: Checkpoints(keep_hours=float("nan"))),
+    ],
+)
+def test_impossible_policies_are_refused(field, build):
+    with pytest.raises(ConfigError, match=rf"checkpoints.{field} is \S+; it must be above 0"):
+        build()
 
 
 def test_due_by_steps_and_by_time(tmp_path):

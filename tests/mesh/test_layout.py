@@ -78,9 +78,7 @@ def test_an_override_decides_for_the_parameters_it_matches():
 
 def test_an_override_that_matches_nothing_is_an_error():
     rules = Rules(overrides=(Override("block/.*/down", {"mlp": None}),))
-    assert "matches no parameter" in error(
-        layout(rules).weight_shardings, LLAMA.shapes, LLAMA.axes
-    )
+    assert "matches no parameter" in error(layout(rules).weight_shardings, LLAMA.shapes, LLAMA.axes)
     assert "regular expression" in error(Override, "(", {})
 
 

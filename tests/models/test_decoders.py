@@ -120,8 +120,8 @@ def test_full_size_shapes_need_no_memory():
 
 
 def test_one_dial():
-    small, large = Model(Llama.of_depth(4, vocab=256)), Model(Llama.of_depth(8, vocab=256))
-    assert large.config.dim == 2 * small.config.dim and large.size > 6 * small.size
+    small, large = Llama.of_depth(4, vocab=256), Llama.of_depth(8, vocab=256)
+    assert large.dim == 2 * small.dim and Model(large).size > 6 * Model(small).size
 
 
 @pytest.mark.parametrize(

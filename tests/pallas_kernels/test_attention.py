@@ -27,7 +27,8 @@ def by_hand(q, k, v, sees):
     return out
 
 
-def draw(seed, B, T, S, N, K, H):
+def draw(seed, B, T, S, heads, H):
+    N, K = heads
     keys = jax.random.split(jax.random.key(seed), 3)
     shapes = (B, T, N, H), (B, S, K, H), (B, S, K, H)
     return [jax.random.normal(key, s) for key, s in zip(keys, shapes, strict=True)]
@@ -44,7 +45,7 @@ def draw(seed, B, T, S, N, K, H):
 )
 def test_against_a_loop(seed, T, heads, causal, window, cut):
     mask = Mask(causal, window if causal else None)
-    q, k, v = draw(seed, 2, T, T, *heads, 4)
+    q, k, v = draw(seed, 2, T, T, heads, 4)
     segments = jnp.broadcast_to(jnp.where(jnp.arange(T) < cut, 1, 2), (2, T))
 
     def sees(b, t, s):
@@ -57,13 +58,13 @@ def test_against_a_loop(seed, T, heads, causal, window, cut):
 
 
 def test_fewer_queries_than_keys_are_aligned_at_the_end():
-    q, k, v = draw(0, 1, 3, 8, 2, 2, 4)
+    q, k, v = draw(0, 1, 3, 8, (2, 2), 4)
     wanted = by_hand(q, k, v, lambda b, t, s: s <= t + 5)
     assert_close(attention(q, k, v), wanted, SAME * 2)
 
 
 def test_a_query_that_sees_nothing_gives_zero_and_no_gradient():
-    q, k, v = draw(0, 1, 2, 2, 1, 1, 4)
+    q, k, v = draw(0, 1, 2, 2, (1, 1), 4)
     segments = jnp.asarray([[1, 2]]), jnp.asarray([[3, 2]])
     out = attention(q, k, v, segments=segments)
     assert (out[0, 0] == 0).all() and (out[0, 1] != 0).all()
@@ -72,24 +73,26 @@ def test_a_query_that_sees_nothing_gives_zero_and_no_gradient():
 
 
 def test_huge_scores_behind_the_mask_leave_gradients_finite():
-    q, k, v = draw(1, 1, 4, 4, 1, 1, 4)
+    q, k, v = draw(1, 1, 4, 4, (1, 1), 4)
     k = k.at[0, 3].set(1e4 * q[0, 0, 0])  # the first query may not see this key
     grads = jax.grad(lambda *x: (attention(*x) ** 2).sum(), (0, 1, 2))(q, k, v)
     assert all(bool(jnp.isfinite(g).all()) for g in grads)
 
 
+def call(heads=(2, 2), **options):
+    q, k, v = draw(0, 1, 2, 2, heads, 4)
+    return attention(q, k, v, **options)
+
+
 @pytest.mark.parametrize(
-    "call, message",
+    "wrong, message",
     [
-        (lambda: attention(*draw(0, 1, 2, 2, 3, 2, 4)), "3 query heads are not a multiple of 2"),
-        (
-            lambda: attention(*draw(0, 1, 2, 2, 2, 2, 4), implementation="refrence"),
-            "did you mean 'reference'",
-        ),
+        (lambda: call(heads=(3, 2)), "3 query heads are not a multiple of 2"),
+        (lambda: call(implementation="refrence"), "did you mean 'reference'"),
         (lambda: Mask(window=0), "at least 1 token"),
         (lambda: Mask(causal=False, window=3), "must be causal"),
     ],
 )
-def test_wrong_calls_are_named(call, message):
+def test_wrong_calls_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
-        call()
+        wrong()

@@ -48,7 +48,7 @@ def batch():
 # An optimizer whose state is the gradient that it was given.
 RECORD = optax.GradientTransformation(
     lambda params: jax.tree.map(jax.numpy.zeros_like, params),
-    lambda grads, state, params=None: (jax.tree.map(jax.numpy.zeros_like, grads), grads),
+    lambda updates, state, params=None: (jax.tree.map(jax.numpy.zeros_like, updates), updates),
 )
 
 
