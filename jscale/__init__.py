@@ -1,3 +1,45 @@
-"""jscale: train large models on meshes of accelerators."""
+"""jscale: train large models on meshes of accelerators.
+
+The users' door: names are fetched when they are first asked for, so that `import jscale` is quick
+and touches no device.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jscale.generate import Sampling as Sampling
+    from jscale.mesh import Layout as Layout
+    from jscale.mesh import MeshShape as MeshShape
+    from jscale.mesh import Rules as Rules
+    from jscale.mesh import make_mesh as make_mesh
+    from jscale.mesh import simulate as simulate
+    from jscale.models.model import Model as Model
+    from jscale.recipe import Recipe as Recipe
+    from jscale.restored import open_run as open_run
+    from jscale.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Layout": "jscale.mesh",
+    "MeshShape": "jscale.mesh",
+    "Model": "jscale.models.model",
+    "Recipe": "jscale.recipe",
+    "Rules": "jscale.mesh",
+    "Sampling": "jscale.generate",
+    "Trainer": "jscale.trainer",
+    "make_mesh": "jscale.mesh",
+    "open_run": "jscale.restored",
+    "simulate": "jscale.mesh",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jscale' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
