@@ -13,6 +13,7 @@ import jax
 from jaxtyping import PyTree
 
 from jscale.mesh.layout import path_name
+from jscale.signals import aside
 
 
 class Compilation(NamedTuple):
@@ -80,7 +81,7 @@ class Compiled:
     def compile(self, state: PyTree, batch: PyTree) -> Any:
         """The program for these arguments, which may be shapes only."""
         start = time.perf_counter()
-        program = self.function.lower(state, batch).compile()
+        program = aside(self.function.lower(state, batch).compile)
         seconds = time.perf_counter() - start
         changed = () if self.last is None else differences(self.last, batch)
         self.last = jax.tree.map(

@@ -20,14 +20,18 @@ def heldout_means(
     Every row counts once, weighted by its tokens; one program serves all calls with one task.
 
     Raises:
-        ConfigError: the data hold nothing out.
+        ConfigError: the data hold nothing out, or fewer than one batch is asked for.
     """
+    if batches is not None and batches < 1:
+        raise ConfigError(f"evaluation needs at least 1 batch, not {batches}")
     if corpus.heldout is None:
         raise ConfigError("nothing is held out: give data.heldout a share above 0")
     program, total = train.make_evaluation(task), None
     with feed_epoch(corpus.heldout, train.sharding_of(task.layout)) as feeding:
         for batch in islice(feeding, batches):
             sums = program(params, batch)
+            # Two batches under way at most: for the memory, and so that a signal is heard.
+            jax.block_until_ready(total)
             total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     assert total is not None, "a held-out stream has at least one row"
     return {name: float(value) for name, value in train.means(total).items()}

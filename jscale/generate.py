@@ -2,6 +2,7 @@
 
 # B prompts, T prompt length, S cache length, V vocabulary.
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ class Sampling:
     top: int | None = 50
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError(f"temperature must not be negative, not {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature must be 0 or a positive number, not {self.temperature}")
         if self.top is not None and self.top < 1:
             raise ConfigError(f"top must keep at least 1 token, not {self.top}; None keeps all")
 

@@ -11,11 +11,14 @@ from jscale.errors import ConfigError
 def keep_programs(folder: Path | None = None) -> Path:
     """Keep compiled programs in `folder` (by default ~/.cache/jscale/programs) and use them again.
 
-    A program is native code, so the folder must be ours alone.
+    Where JAX has been told of a folder already, that one stands, unless another is given. A program is native code, so the folder must be ours alone.
 
     Raises:
         ConfigError: the folder belongs to somebody else or others may write into it.
     """
+    told = jax.config.jax_compilation_cache_dir
+    if folder is None and told:
+        return Path(told)
     folder = folder or Path.home() / ".cache" / "jscale" / "programs"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,41 +1,100 @@
-"""Being asked to stop: Ctrl-C and SIGTERM end a run after its current step, with a checkpoint."""
+"""Being asked to stop: Ctrl-C and SIGTERM end a run with a checkpoint, promptly.
+
+Between steps the first signal is obeyed after the step. Where nothing would be lost, as while data
+are awaited or a program is compiled, it is obeyed at once.
+"""
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+ASIDE = "jscale-aside"  # the name of threads that may be abandoned
+
+T = TypeVar("T")
 
 
-class Stopped(Exception):
-    """Training was asked to stop and did, with everything saved. `status` is the exit status."""
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop and did; nothing is lost. `status` is the exit status.
 
-    def __init__(self, signum: int, step: int):
+    `step` is the step that was saved, None where no step had been taken since the start.
+    """
+
+    def __init__(self, signum: int, step: int | None = None):
+        self.signum, self.step = signum, step
         self.status = 130 if signum == signal.SIGINT else 75
-        super().__init__(f"stopped at step {step}; everything is saved, run it again to go on")
+        where = "before a step was taken" if step is None else f"at step {step}"
+        super().__init__(f"stopped {where}; everything is saved, run it again to go on")
 
 
 class Signals:
-    """While entered, the first SIGINT or SIGTERM is only remembered; a second one interrupts.
+    """While entered, the first SIGINT or SIGTERM is only remembered in `asked`, or, inside of
+    `at_once()`, raises `Stopped`; a second one interrupts in any case.
 
     Signals reach the main thread only: in any other, nothing is changed.
     """
 
     def __init__(self) -> None:
         self.asked: int | None = None
+        self._at_once = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
+        self.asked = None
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._remember)
+                self._before[signum] = signal.signal(signum, self._hear)
         return self
 
-    def _remember(self, signum: int, frame: FrameType | None) -> None:
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block in which stopping loses nothing: a signal raises `Stopped` there and then."""
+        before, self._at_once = self._at_once, True
+        try:
+            if self.asked is not None:
+                raise Stopped(self.asked)
+            yield
+        finally:
+            self._at_once = before
+
+    def _hear(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = signum
+        if self._at_once:
+            raise Stopped(signum)
 
     def __exit__(self, *error: object) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            # None: it was set by other than Python, which cannot put it back.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         self._before.clear()
+
+
+def aside(call: Callable[[], T]) -> T:
+    """The result of a call into native code that takes long, made so that a signal is heard.
+
+    Python hears signals only between its own instructions. The call is made by another thread while
+    this one waits; should a signal raise here, the call is left to itself (`abandoned`).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=ASIDE, daemon=True).start()
+    return future.result()
+
+
+def abandoned() -> bool:
+    """Whether a call made aside is still going on. Python cannot then end as usual: its last acts
+    would take away what native code is using."""
+    return any(thread.name == ASIDE for thread in threading.enumerate())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from jscale.data.tokenizers import Tokenizer
+from jscale.errors import ConfigError
 from jscale.generate import Sampling, generate
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
@@ -24,8 +25,13 @@ def continue_texts(
     """A continuation of each prompt, up to `length` tokens or the end of the document.
 
     Raises:
-        ConfigError: no prompt, an empty one where the tokenizer has no beginning, or no length.
+        ConfigError: no prompt, an empty one where the tokenizer has no beginning, one that is not
+            Unicode text, no length, or a seed of more than 64 bits.
     """
+    for prompt in prompts:
+        check_text(prompt)
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"the seed must fit into 64 bits, and {seed} does not")
     documents = tokenizer.encode_documents(list(prompts))
     rows = generate(
         model,
@@ -38,3 +44,10 @@ def continue_texts(
         key=jax.random.key(seed),
     )
     return [tokenizer.decode(row) for row in rows]
+
+
+def check_text(prompt: str) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"the prompt {prompt!r} is not Unicode text (UTF-8)") from None

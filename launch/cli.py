@@ -28,9 +28,10 @@ COMMANDS = {
     "train": Command("jscale.launch.commands.train", "train a recipe, or go on with a run"),
     "config": Command("jscale.launch.commands.config", "show a recipe: every value, and why"),
     "recipes": Command("jscale.launch.commands.recipes", "list the recipes, or copy one to edit"),
-    "explain": Command("jscale.launch.commands.explain", "say what a recipe will need and do"),
-    "ckpt": Command("jscale.launch.commands.ckpt", "look at checkpoints, and convert them"),
+    "explain": Command("jscale.launch.commands.explain", "show where every parameter goes"),
+    "ckpt": Command("jscale.launch.commands.ckpt", "list, inspect and verify checkpoints"),
     "generate": Command("jscale.launch.commands.generate", "continue text with a trained model"),
+    "export": Command("jscale.launch.commands.export", "write a trained model as plain files"),
     "evaluate": Command("jscale.launch.commands.evaluate", "measure a trained model"),
 }
 

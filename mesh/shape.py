@@ -19,6 +19,7 @@ from jscale.errors import ConfigError
 from jscale.mesh.devices import devices as all_devices
 
 MESH_AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
+CROSSING = MESH_AXES[:3]  # axes that may lie across slow links
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ def split_over_slices(shape: MeshShape, count: int) -> tuple[list[int], list[int
         ConfigError: no split of the outer axes covers the slices.
     """
     inner, outer, left = list(astuple(shape)), [1] * len(MESH_AXES), count
-    for i in range(len(MESH_AXES)):
+    for i in range(len(CROSSING)):
         outer[i] = math.gcd(inner[i], left)
         inner[i] //= outer[i]
         left //= outer[i]
     if left > 1:
         raise ConfigError(
-            f"the mesh ({shape}) cannot be laid over {count} slices: the axes stage, data and fsdp"
-            f" should cross them, so make one of these a multiple of {count}"
+            f"the mesh ({shape}) cannot be laid over {count} slices: of {', '.join(CROSSING)}, which"
+            f" may cross them, make one a multiple of {count}"
         )
     return inner, outer
 

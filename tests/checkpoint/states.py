@@ -33,6 +33,7 @@ def make_state(rows: int = 4, columns: int = 2, seed: int = 0) -> PyTree:
             "up": put(up, "a", "b"),
             "half": put(jnp.asarray(draw((8, 3)), jnp.bfloat16), "a"),
             "eighth": put(jnp.asarray(draw((16,)), jnp.float8_e4m3fn), "b"),
+            "quarter": put(jnp.asarray(draw((8, 8)), jnp.int4), "a"),
             "empty": put(np.zeros((0, 8), np.float32), None, "b"),
         },
         "optimizer": (Moments(put(jnp.int32(7)), {"up": put(up**2, "b", "a")}), ()),

@@ -41,7 +41,7 @@ def test_list(run, capsys):
     status, lines = told(capsys, "list", run)
     assert status == 0 and lines[0].split() == ["step", "saved", "size", "arrays", "state", "data"]
     assert [line.split()[0] for line in lines[1:]] == ["1", "2"]
-    assert all("complete" in line and " 9 " in line for line in lines[1:])
+    assert all("complete" in line and " 10 " in line for line in lines[1:])
     assert lines[2].endswith("200")
 
 
@@ -59,7 +59,7 @@ def test_list_names_what_is_not_whole(run, capsys):
 
 def test_inspect(run, capsys):
     status, lines = told(capsys, "inspect", run)
-    assert status == 0 and "step 2: 9 of 9 arrays" in "\n".join(lines)
+    assert status == 0 and "step 2: 10 of 10 arrays" in "\n".join(lines)
     status, lines = told(capsys, "inspect", run, "--step", 1, "--param", "params/*h*")
     names = [line.split()[0] for line in lines[1:3]]
     assert names == ["params/eighth", "params/half"]
@@ -72,7 +72,7 @@ def test_verify(run, capsys):
     assert told(capsys, "verify", run)[0] == 0
     flip(run)
     status, lines = told(capsys, "verify", run)
-    assert status == 66 and lines[0].startswith("step 1: sound, 9 arrays")
+    assert status == 66 and lines[0].startswith("step 1: sound, 10 arrays")
     assert any("up' has fingerprint" in line for line in lines[1:])
     assert told(capsys, "verify", run, "--step", 1)[0] == 0
     assert told(capsys, "verify", run, "--step", 2)[0] == 66

@@ -77,10 +77,11 @@ def together(folder, action):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen([*command, str(i), str(folder), action], **pipes) for i in range(2)]
     try:
-        told = [worker.communicate(timeout=120) for worker in workers]
+        told = [worker.communicate(timeout=60) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
+            worker.communicate()
     assert [worker.returncode for worker in workers] == [0, 0], told
     return [out.splitlines()[-1] for out, _ in told]
 

@@ -1,0 +1,240 @@
+"""The documents are true: commands and snippets run, links lead somewhere, nothing is left out.
+
+Blocks of one document run in their order, in one folder, the Python ones in one namespace. A
+`text` block right after them is what they print: each of its lines must be there, `…` for the
+lines left out. Two comments, on the line above a block, make exceptions, each with its reason:
+`<!-- not run: ... -->` and `<!-- fails 64: ... -->`, where every command must end with that status.
+"""
+
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+from jscale.config.tree import nodes
+from jscale.launch.cli import COMMANDS, main
+from jscale.launch.commands.arguments import resolve
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+MARK = re.compile(r"<!-- (not run|fails (\d+)): \S.* -->")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+OTHERS = ("cat ", "cd ", "git ", "kill ", "pip ", "pytest ", "ruff ", "source ", "tensorboard ")
+FIRST = ("git clone", "./")  # a block that begins so sets up an environment of its own
+
+# Small values for what a training command leaves unsaid, where the recipe has such a field.
+SMALL = {
+    "steps": "6",
+    "model.dim": "32",
+    "model.hidden": "64",
+    "model.layers": "1",
+    "model.heads": "2",
+    "model.kv_heads": "2",
+    "data.source": 'TextFiles(("my_texts/*.txt",))',
+    "data.tokenizer": "Bytes()",
+    "data.heldout": "0.3",
+    "data.length": "32",
+    "data.batch": "8",
+    "optimizer.schedule.warmup": "2",
+    "evaluation.batches": "1",
+    "samples.every": "1000",
+    "samples.length": "4",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: its language, its lines, the line before its first, its mark."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    mark: str | None
+    shows: str | None = None
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def runs(self) -> bool:
+        skipped = self.mark is not None and self.mark.startswith("<!-- not run")
+        return self.language in ("python", "sh") and not skipped
+
+    @property
+    def status(self) -> int:
+        found = MARK.fullmatch(self.mark) if self.mark else None
+        return int(found[2]) if found and found[2] else 0
+
+
+def blocks(page: Path) -> list[Block]:
+    out: list[Block] = []
+    lines, i, before = page.read_text(encoding="utf-8").splitlines(), 0, ""
+    gap = True  # whether prose stands between this block and the one before
+    while i < len(lines):
+        text = lines[i].strip()
+        if text.startswith("```"):
+            end = next(j for j in range(i + 1, len(lines)) if lines[j].strip() == "```")
+            body = "\n".join(lines[i + 1 : end])
+            mark = before if before.startswith("<!--") else None
+            if text == "```text" and out and not gap:
+                out[-1] = out[-1]._replace(shows=body)
+            out.append(Block(page, i + 1, text[3:], body, mark))
+            i, gap, before = end, False, ""
+        elif text:
+            gap, before = gap or not text.startswith("<!--"), text
+        i += 1
+    return out
+
+
+RUNNABLE = [page for page in PAGES if any(b.runs for b in blocks(page))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which some text lies and `quickstart` has been trained a little."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "my_texts").mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        shutil.copy(page, folder / "my_texts" / f"{page.stem}.txt")
+    with pytest.MonkeyPatch.context() as patch, reader(folder, folder / "home", patch):
+        assert main(smaller(["train", "quickstart"])) == 0
+    return folder
+
+
+@contextmanager
+def reader(folder: Path, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A reader's place: a working folder and a home, nothing of which is left in this process."""
+    programs, known = jax.config.jax_compilation_cache_dir, set(sys.modules)
+    patch.chdir(folder)
+    patch.setenv("HOME", str(home))
+    patch.setattr(sys, "path", [str(folder), *sys.path])
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", programs)
+        for name in set(sys.modules) - known:
+            file = str(getattr(sys.modules[name], "__file__", None))
+            if file.startswith((str(folder), str(ROOT / "examples"))):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def desk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the trained folder, to work in."""
+    folder = tmp_path / "desk"
+    shutil.copytree(trained, folder, symlinks=True, ignore=shutil.ignore_patterns("home"))
+    with reader(folder, trained / "home", monkeypatch):
+        yield folder
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The words of a `train` command, with small values for what they leave unsaid."""
+    if words[0] != "train" or "--help" in words or Path(words[1]).is_dir():
+        return words
+    given = {word.split("=")[0] for word in words[2:] if "=" in word}
+    there = {path for path, _ in nodes(resolve(words[1]).value)}
+    free = lambda path: not any(path.startswith(g) or g.startswith(f"{path}.") for g in given)
+    small = [f"{path}={value}" for path, value in SMALL.items() if path in there and free(path)]
+    return [*words, *small]
+
+
+def run_shell(block: Block) -> None:
+    for line in block.text.replace("\\\n", " ").splitlines():
+        line = line.strip().removeprefix("$ ")
+        if not line or line.startswith(("#", *OTHERS)):
+            continue
+        words = shlex.split(line, comments=True)
+        if words[0] == "python" and words[1].startswith("examples/"):
+            runpy.run_path(words[1], run_name="__main__")
+            continue
+        assert words[0] == "jscale", f"{block.where}: nobody runs {line!r}"
+        status = main(smaller(words[1:]))
+        assert status == block.status, f"{block.where}: {line!r} ended with {status}"
+
+
+def check_shown(block: Block, printed: str) -> None:
+    said = [line.rstrip() for line in printed.splitlines()]
+    for line in (block.shows or "").splitlines():
+        if line.strip() not in ("", "…"):
+            assert line.rstrip() in said, f"{block.where} is not followed by {line!r} but {printed}"
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs(
+    page: Path, desk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = {"__name__": f"snippets_of_{page.stem}"}
+    for block in blocks(page):
+        if not block.runs or block.text.startswith(FIRST):
+            continue
+        if block.language == "sh":
+            run_shell(block)
+        else:
+            code = "\n" * block.line + block.text
+            exec(compile(code, str(page), "exec"), names)
+        check_shown(block, "".join(capfd.readouterr()))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_runs(example: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "def recipe(" in example.read_text(encoding="utf-8"):
+        assert main(smaller(["train", f"examples/{example.name}"])) == 0
+    else:
+        runpy.run_path(str(example), run_name="__main__")
+    assert "step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}"
+
+
+def anchors(page: Path) -> list[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+
+
+def test_every_mark_gives_its_reason() -> None:
+    marks = [(b.where, b.mark) for page in PAGES for b in blocks(page) if b.mark]
+    assert all(MARK.fullmatch(mark) for _, mark in marks), marks
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set(LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    assert {p.name for p in (ROOT / "docs").glob("*.md")} - {"index.md"} <= listed
+    assert {f"../examples/{p.name}" for p in EXAMPLES} <= listed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    assert any(re.search(rf"\bjscale {name}\b", page.read_text("utf-8")) for page in PAGES)
+
+
+def test_every_dependency_is_justified_and_no_other() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [r for group in (project["dependencies"], *extras.values()) for r in group]
+    names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in wanted} - {"jscale"}
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE))
+    assert rows == names, rows ^ names
+    assert all(f"`{extra}`" in text for extra in extras)
