@@ -40,7 +40,7 @@ def git(folder: Path) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, processes, platform, the command's words and the git state, as data."""
+    """Versions, devices, processes, platform, the command with its folder, the git state."""
     devices = jax.devices()
     return {
         "versions": versions(),
@@ -48,5 +48,6 @@ def environment() -> dict[str, Any]:
         "devices": {"count": len(devices), "kind": devices[0].device_kind},
         "processes": jax.process_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "folder": str(Path.cwd()),
         "git": git(Path.cwd()),
     }

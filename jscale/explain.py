@@ -7,11 +7,13 @@ import jax
 
 from jscale import train
 from jscale.checkpoint.sizes import readable
+from jscale.compiled import Compilation, Compiled
+from jscale.data.stream import FIELDS
 from jscale.errors import ConfigError
 from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
 from jscale.mesh.layout import Decision
 from jscale.optim.placement import Replicated, place
-from jscale.prepare import mesh_of, model_of, task_of
+from jscale.prepare import mesh_of, model_of, real_mesh, task_of
 from jscale.recipe import Recipe
 
 
@@ -76,6 +78,11 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
         devices = len(present())
     if devices < 1:
         raise ConfigError(f"there must be at least 1 device, not {devices}")
+    if isinstance(recipe.mesh, MeshShape) and recipe.mesh.devices != devices:
+        raise ConfigError(
+            f"the recipe's mesh ({recipe.mesh}) has {recipe.mesh.devices} devices, not {devices};"
+            " set mesh=auto to have one chosen"
+        )
     choice = mesh_of(recipe, devices)
     task = task_of(recipe, abstract_mesh(choice.shape))
     model, state = task.model, train.shapes(task)
@@ -94,6 +101,23 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
         },
         replicated=tuple(array for array in lost if array.bytes >= 1024),
     )
+
+
+def compile_step(recipe: Recipe) -> Compilation:
+    """Compile the train step for the devices at hand, as training would; no data are read.
+
+    Raises:
+        ConfigError: the recipe does not fit the devices.
+    """
+    task = task_of(recipe, real_mesh(recipe)[0])
+    where, shape = train.sharding_of(task.layout), (recipe.data.batch, recipe.data.length)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where(name, shape))
+        for name, dtype in FIELDS.items()
+    }
+    told: list[Compilation] = []
+    Compiled(train.make_step(task), told.append).compile(train.shapes(task), batch)
+    return told[0]
 
 
 def bytes_of(tree: object) -> int:

@@ -11,7 +11,8 @@ from jscale.errors import ConfigError
 def keep_programs(folder: Path | None = None) -> Path:
     """Keep compiled programs in `folder` (by default ~/.cache/jscale/programs) and use them again.
 
-    Where JAX has been told of a folder already, that one stands, unless another is given. A program is native code, so the folder must be ours alone.
+    Where JAX has been told of a folder already, that one stands, unless another is given. A program
+    is native code, so the folder must be ours alone.
 
     Raises:
         ConfigError: the folder belongs to somebody else or others may write into it.

@@ -16,7 +16,7 @@ from jscale.recipe import Recipe
 from jscale.runfolder import RunFolder
 
 # What may change between one start of a run and the next without changing what is being trained.
-FREE = ("steps", "mesh", "rules", "guard", "checkpoints", "evaluation", "samples", "logging", "name")
+FREE = set("steps mesh rules guard checkpoints evaluation samples logging name".split())
 # Where the text lies and how it is read, not what it is: `check_data` looks at that.
 FREE_FIELDS = ("data.cache", "data.workers", "data.source")
 
@@ -72,7 +72,9 @@ def trained(folder: RunFolder) -> bool:
     Raises:
         CheckpointError: there were checkpoints, and all have been set aside as damaged.
     """
-    return begun(folder.checkpoints) or (folder.metrics.exists() and folder.metrics.stat().st_size)
+    if begun(folder.checkpoints):
+        return True
+    return folder.metrics.exists() and folder.metrics.stat().st_size > 0
 
 
 def begun(checkpoints: Path) -> bool:

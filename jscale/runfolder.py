@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -81,6 +82,20 @@ class RunFolder:
 
     def _take(self) -> None:
         self._lease = Lease(self.path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes below `path`; what the file system says against it becomes a sentence.
+
+    Raises:
+        CheckpointError: there is no room or no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise CheckpointError(f"{where} cannot be written: {error.strerror or error}") from error
 
 
 def atomic_write(path: Path, text: str) -> None:

@@ -20,14 +20,27 @@ T = TypeVar("T")
 class Stopped(KeyboardInterrupt):
     """A run was asked to stop and did; nothing is lost. `status` is the exit status.
 
-    `step` is the step that was saved, None where no step had been taken since the start.
+    `step` is the step that was saved; None where there was nothing to save.
     """
 
     def __init__(self, signum: int, step: int | None = None):
         self.signum, self.step = signum, step
-        self.status = 130 if signum == signal.SIGINT else 75
-        where = "before a step was taken" if step is None else f"at step {step}"
-        super().__init__(f"stopped {where}; everything is saved, run it again to go on")
+        self.status = status(signum)
+        done = "nothing is lost" if step is None else f"step {step} is saved"
+        super().__init__(f"stopped; {done}, run it again to go on")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A second signal ended a run before all was saved. `status` is the exit status."""
+
+    def __init__(self, signum: int):
+        self.status = status(signum)
+        super().__init__("ended at once; the last saved step stands")
+
+
+def status(signum: int) -> int:
+    """The exit status after a signal: 130 after Ctrl-C, 75 (run me again) after SIGTERM."""
+    return 130 if signum == signal.SIGINT else 75
 
 
 class Signals:
@@ -62,7 +75,7 @@ class Signals:
 
     def _hear(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(signum)
         self.asked = signum
         if self._at_once:
             raise Stopped(signum)

@@ -24,9 +24,11 @@ from jscale.metrics.fetch import Pending
 from jscale.metrics.peak import find_peak
 from jscale.metrics.progress import Progress
 from jscale.metrics.throughput import Throughput
+from jscale.metrics.writers import Writers
 from jscale.models.model import Params
-from jscale.recipe import Recipe
-from jscale.runfolder import atomic_write
+from jscale.recipe import Recipe, Samples
+from jscale.runfolder import atomic_write, writing
+from jscale.samples import write_samples
 from jscale.score import score
 from jscale.session import Session
 from jscale.signals import Signals, Stopped
@@ -67,21 +69,20 @@ class Trainer:
         self.seconds: dict[str, float] = {}  # by phase
         self._throughput: Throughput | None = None
         self._values: dict[str, float] = {}  # the newest, by name
+        self._signals = Signals()
         path = Path(folder) if folder is not None else Path("runs") / recipe.name
         with ExitStack() as undo:
             work = progress.work if progress else None
-            self.session = Session(recipe, path, self._phase, work)
+            with self._signals, self._signals.at_once():
+                self.session = Session(recipe, path, self._phase, work)
             undo.callback(self.session.close)
             self.state, self.step = self.session.state, int(self.session.state.step)
             self._saved = self.step  # a fresh state is as good as saved: its seed makes it again
-            self._writers = recipe.logging.open(path, self.step)
+            self._recall()
+            self._writers = self._open_writers()
             undo.callback(self._writers.close)
             self._held = undo.pop_all()
-        self._program = Compiled(
-            train.make_step(self.task),
-            self._compiled,
-            lambda: self._phase("compiling the train step"),
-        )
+        self._program = Compiled(train.make_step(self.task), self._compiled, self._compiling)
         self._pending = Pending()
         for note in self.session.notes:
             self.tell(Noted(note))
@@ -106,27 +107,37 @@ class Trainer:
     def __iter__(self) -> Iterator[Record]:
         """Train, step by step, up to the recipe's steps; evaluate, sample and save on the way.
 
+        A loop that is left may be entered again: it goes on with the next step.
+
         Raises:
             Stopped: by Ctrl-C or SIGTERM; everything is saved.
             NumericError: too many steps in a row whose loss or gradient was not finite.
         """
-        with ExitStack() as stack:
-            signals = stack.enter_context(Signals())
-            stream, layout = self.session.corpus.train, self.task.layout
-            sharding_of = train.sharding_of(layout)
-            workers = self.recipe.data.workers
-            batches = stack.enter_context(feed(stream, self.step, sharding_of, workers=workers))
+        if self.step >= self.recipe.steps and not self._owed:
+            return
+        with self._signals as signals:
+            try:
+                yield from self._steps()
+            except Stopped as stopped:
+                signals.asked = stopped.signum
+            self._finish()
+            if signals.asked is not None and (self._owed or self.step < self.recipe.steps):
+                raise Stopped(signals.asked, self.step or None)
+
+    def _steps(self) -> Iterator[Record]:
+        stream, workers = self.session.corpus.train, self.recipe.data.workers
+        sharding_of = train.sharding_of(self.task.layout)
+        with feed(stream, self.step, sharding_of, workers=workers) as batches:
             self._throughput = self._measure()
-            while self.step < self.recipe.steps:
+            if self._owed:
+                self._every(self.step)
+            while self.step < self.recipe.steps and self._signals.asked is None:
                 self.state, metrics = self._program(self.state, self._next(batches))
-                self.step += 1
+                self.step, self._owed = self.step + 1, True
                 self._pending.push(self.step, metrics)
                 self._report(self._pending.ready())
                 yield Record(self.step, metrics)
                 self._every(self.step)
-                if signals.asked is not None:
-                    self._stop(signals.asked)
-            self._finish()
 
     def fit(self) -> dict[str, Any]:
         """Train to the end; what `summary.json` says."""
@@ -174,26 +185,33 @@ class Trainer:
         """
         if self._saved == self.step:
             return
+        self._report(self._pending.drain())  # what is saved has its numbers in the files
         with self._phase("saving"):
-            note = {"data": self.session.corpus.train.fingerprint, "next_batch": self.step}
+            data = self.session.corpus.train.fingerprint
+            note = {"data": data, "next_batch": self.step, "owed": self._owed}
             self.session.store.save(self.step, self.state, note)
         self._saved = self.step
         self.tell(Saved(self.step, self.session.folder.checkpoints / str(self.step)))
 
     def summary(self) -> dict[str, Any]:
-        """Where the run stands: steps, newest values, seconds by phase."""
+        """Where the run stands: steps, newest values, seconds by phase of this start.
+
+        `owed` tells that the evaluation or the samples of this step were broken off.
+        """
         return {
             "name": self.recipe.name,
             "step": self.step,
             "steps": self.recipe.steps,
+            "owed": self._owed,
             "parameters": self.task.model.size,
             "values": self._values,
             "seconds": self.seconds,
         }
 
     def close(self) -> None:
-        """Wait for the last save, write what is pending, and give the folder back."""
-        self._held.close()
+        """Write what is pending, wait for the last save, and give the folder back."""
+        with self._held:
+            self._report(self._pending.drain())
 
     def __enter__(self) -> "Trainer":
         return self
@@ -204,11 +222,39 @@ class Trainer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # what is pending may be what went wrong
+            self._held.close()
+
+    def _recall(self) -> None:
+        """What the folder and the state know of the run up to now."""
+        watch, path = self.state.watch, self.session.folder.summary
+        self._counts = {"skipped": int(watch.skipped), "spikes": int(watch.spikes)}
+        self._owed = bool(self.session.note.get("owed"))  # `_every` of this step is to be done
+        was = read_summary(path) if self.step else {}
+        if was.get("step") == self.step:
+            self._values = dict(was["values"])
+            self._owed = bool(was["owed"])
+
+    def _open_writers(self) -> Writers:
+        """Files of numbers, cut back to this step; the first process writes them."""
+        folder, step = self.session.folder, self.step
+        if jax.process_index():
+            return Writers(folder.path, step, ())
+        with writing(folder.path):
+            write_samples(folder.samples, step + (not self._owed), ())
+            return self.recipe.logging.open(folder.path, step)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        with self._phase("compiling the train step"), self._signals.at_once():
+            yield
 
     def _next(self, batches: Iterator[PyTree]) -> PyTree:
         start = time.perf_counter()
-        batch = next(batches)
+        with self._signals.at_once():
+            batch = next(batches)
         self._spend("waiting for data", time.perf_counter() - start)
         return batch
 
@@ -216,30 +262,33 @@ class Trainer:
         """What is done every so many steps."""
         self.session.store.poll()
         evaluation, samples = self.recipe.evaluation, self.recipe.samples
-        last = step == self.recipe.steps
+        last = step >= self.recipe.steps
         if evaluation and self.session.corpus.heldout and (last or step % evaluation.every == 0):
-            self._report(self._pending.drain())  # in order, and they are waited for in any case
-            with self._phase("evaluating"):
-                values = self.evaluate(evaluation.batches)
-            self._write(step, "heldout", values)
-            self.tell(Evaluated(step, values))
-            self.tell(Noted(f"step {step}: held-out loss {values['loss']:.4f}"))
+            self._evaluate(step, evaluation.batches)
         if samples and (last or step % samples.every == 0):
-            with self._phase("sampling"):
-                self._sample(step)
+            self._sample(step, samples)
+        self._owed = False
         if last or self.session.store.due(step):
             self.save()
 
-    def _sample(self, step: int) -> None:
-        samples = self.recipe.samples
-        assert samples is not None
-        texts = self.generate(samples.prompts, samples.length, samples.sampling, seed=step)
+    def _evaluate(self, step: int, batches: int | None) -> None:
+        self._report(self._pending.drain())  # in order, and they are waited for in any case
+        with self._phase("evaluating"), self._signals.at_once():
+            values = self.evaluate(batches)
+        self._write(step, "heldout", values)
+        self.tell(Evaluated(step, values))
+        self.tell(Noted(f"step {step}: held-out loss {values['loss']:.4f}"))
+
+    def _sample(self, step: int, samples: Samples) -> None:
+        self._report(self._pending.drain())
+        with self._phase("sampling"), self._signals.at_once():
+            texts = self.generate(samples.prompts, samples.length, samples.sampling, seed=step)
         pairs = tuple(zip(samples.prompts, texts, strict=True))
         if jax.process_index() == 0:
-            with self.session.folder.samples.open("a", encoding="utf-8") as file:
-                file.writelines(f"--- step {step}: {p!r}\n{p}{t}\n" for p, t in pairs)
-        for prompt, continuation in pairs:
-            self._writers.text(step, f"sample/{prompt}", prompt + continuation)
+            with writing(self.session.folder.samples):
+                write_samples(self.session.folder.samples, step, pairs)
+                for prompt, continuation in pairs:
+                    self._writers.text(step, f"sample/{prompt}", prompt + continuation)
         self.tell(Sampled(step, pairs))
 
     def _report(self, fetched: Sequence[tuple[int, dict[str, float]]]) -> None:
@@ -247,8 +296,10 @@ class Trainer:
         for step, values in fetched:
             assert self._throughput is not None
             self._throughput.step(int(values["tokens"]))
-            rates = self._throughput.rates()
-            more = rates.values(self.recipe.steps - step) if rates else {}
+            rates, remaining = self._throughput.rates(), self.recipe.steps - step
+            more = rates.values(remaining) if rates else {}
+            if not remaining:
+                more.pop("eta_seconds", None)
             rate = self.recipe.optimizer.rate(step - 1, self.recipe.steps)
             self._warn(step, values)
             values = {**values, "rate": rate, **more}
@@ -266,25 +317,23 @@ class Trainer:
 
     def _warn(self, step: int, values: Mapping[str, float]) -> None:
         for name, what in (("skipped", "was left out: not finite"), ("spikes", "is a spike")):
-            if values[name] > self._values.get(f"train/{name}", 0.0):
+            if values[name] > self._counts[name]:
                 self.tell(Noted(f"step {step} {what} (loss {values['loss']:.4g})"))
-                self._values[f"train/{name}"] = values[name]
+                self._counts[name] = int(values[name])
 
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}
         self._values |= named
-        self._writers.scalars(step, named)
-
-    def _stop(self, signum: int) -> None:
-        self._finish()
-        raise Stopped(signum, self.step)
+        with writing(self.session.folder.path):
+            self._writers.scalars(step, named)
 
     def _finish(self) -> None:
         """Everything on disk: the last metrics, this step, the summary."""
         self._report(self._pending.drain())
         self.save()
-        with self._phase("saving"):
-            self.session.store.wait()
+        if not self.session.store.poll():
+            with self._phase("waiting for the save"):
+                self.session.store.wait()
         if jax.process_index() == 0:
             text = json.dumps(self.summary(), indent=2)
             atomic_write(self.session.folder.summary, text + "\n")
@@ -316,3 +365,13 @@ class Trainer:
 
     def _spend(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What an earlier start wrote of the run; nothing where it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    complete = isinstance(found, dict) and {"step", "owed", "values"} <= found.keys()
+    return found if complete else {}

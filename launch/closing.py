@@ -1,5 +1,6 @@
 """What a finished run says: where it stands, a sample, and what to do next."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,17 @@ from jscale.trainer import Trainer
 
 
 def say_goodbye(
-    trainer: Trainer, folder: Path, say: Callable[[str], None], *, trained: int
+    trainer: Trainer,
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    trained: int,
+    shipped: str | None = None,
 ) -> None:
-    """Tell a person the figures, one continuation, and the next commands."""
+    """Tell a person the figures, one continuation, and the next commands.
+
+    `trained` counts the steps of this start; `shipped` names the recipe if it came with jscale.
+    """
     recipe, name = trainer.recipe, folder
     if not trained:
         say(f"{name} is finished: {recipe.steps} steps. Train longer with steps=...")
@@ -26,10 +35,12 @@ def say_goodbye(
     say(f"--- a sample\n{prompt}{trainer.generate([prompt])[0]}\n---")
     phases = sorted(trainer.seconds.items(), key=lambda item: -item[1])
     say("time: " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases[:5]))
-    say(
-        f"everything is in {name}. Next:\n"
-        f'  jscale generate {name} --prompt "{prompt}"\n'
-        f"  jscale ckpt list {name}\n"
-        f"  tensorboard --logdir {name}/events\n"
-        f"  jscale recipes copy {recipe.name}     # a file to make your own"
-    )
+    path = shlex.quote(str(folder))
+    commands = [
+        f"jscale generate {path} --prompt {shlex.quote(prompt)}",
+        f"jscale ckpt list {path}",
+        f"tensorboard --logdir {path}/events",
+    ]
+    if shipped:
+        commands.append(f"jscale recipes copy {shipped}     # a file to make your own")
+    say("\n  ".join([f"everything is in {name}. Next:", *commands]))

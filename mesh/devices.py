@@ -12,13 +12,7 @@ from typing import Any
 import jax
 
 from jscale.errors import ConfigError
-
-
-def started() -> bool:
-    """Whether JAX has already started a backend (after which devices cannot be changed)."""
-    from jax._src import xla_bridge
-
-    return xla_bridge.backends_are_initialized()
+from jscale.mesh.compat import started
 
 
 def simulated() -> int:

@@ -38,8 +38,8 @@ class Model:
 
     >>> from jscale.models import Llama
     >>> model = Model(Llama(vocab=64, dim=32, layers=2, heads=4, kv_heads=2, hidden=64))
-    >>> model.axes["blocks"]["block"]["feed"]["up"]
-    PartitionSpec('layers', 'embed', 'mlp')
+    >>> tuple(model.axes["blocks"]["block"]["feed"]["up"])
+    ('layers', 'embed', 'mlp')
     >>> model.shapes["blocks"]["block"]["feed"]["up"].shape
     (2, 32, 64)
     """

@@ -16,3 +16,9 @@ CACHE = Path(tempfile.gettempdir()) / f"jscale-test-programs-{os.getuid()}"
 CACHE.mkdir(mode=0o700, exist_ok=True)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_report_header() -> str:
+    from jscale.environment import versions  # here, so that its types are checked as it is loaded
+
+    return "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items())

@@ -16,6 +16,7 @@ from jscale.checkpoint.note import Damaged, Note
 from jscale.checkpoint.steps import SetAside
 from jscale.errors import CheckpointError
 
+Wanted = Mapping[str, jax.ShapeDtypeStruct]
 Away = Callable[[Path, int, str], SetAside]
 
 
@@ -75,9 +76,7 @@ def _candidates(folder: Path, step: int | None) -> list[int]:
     return [step]
 
 
-def _attempt(
-    folder: Path, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]
-) -> tuple[dict[str, jax.Array], Note] | str:
+def _attempt(folder: Path, step: int, wanted: Wanted) -> tuple[dict[str, jax.Array], Note] | str:
     """The arrays of a step and its note, or why it is damaged."""
     read = first_decides(lambda: _read(folder, step))
     if "damaged" in read:
@@ -86,18 +85,22 @@ def _attempt(
     table = differences(notes.arrays, wanted)
     if table:
         raise CheckpointError(f"step {step} of {folder} is of another model or optimizer: {table}")
-    values, trouble = _load(folder / str(step), wanted, notes)
+    path = folder / str(step)
+    values, trouble = _load(orbax_border.load, path, wanted, notes)
     if not anywhere(trouble is not None):
         return values, notes
     # Only what a second, independent reading finds bad is damaged: a step is not moved for an
-    # accelerator without memory or a mesh that fails.
+    # accelerator without memory, and whole arrays are not given up for a file beside them.
     bad = first_decides(lambda: verify.damage(folder, step))
     if bad:
         return describe(bad)
-    raise CheckpointError(
-        f"step {step} of {folder} is sound but could not be restored: "
-        f"{trouble or 'another process failed'}"
-    )
+    values, trouble = _load(orbax_border.load_directly, path, wanted, notes)
+    if anywhere(trouble is not None):
+        raise CheckpointError(
+            f"step {step} of {folder} is sound but could not be restored: "
+            f"{trouble or 'another process failed'}"
+        )
+    return values, notes
 
 
 def _read(folder: Path, step: int) -> dict[str, str]:
@@ -108,11 +111,11 @@ def _read(folder: Path, step: int) -> dict[str, str]:
 
 
 def _load(
-    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], notes: Note
+    load: Callable[[Path, Wanted], dict[str, jax.Array]], path: Path, wanted: Wanted, notes: Note
 ) -> tuple[dict[str, jax.Array], str | None]:
     """The arrays and what went wrong with them on this process, if anything did."""
     try:
-        values = orbax_border.load(path, wanted)
+        values = load(path, wanted)
     except orbax_border.Unreadable as error:  # `verify` finds out whether the step is to blame
         return {}, str(error)
     prints = fingerprint.start(values).read()

@@ -54,10 +54,7 @@ def inspect(folder: Path, options: argparse.Namespace) -> int:
 
 def verify(folder: Path, options: argparse.Namespace) -> int:
     """Reads every array of one step or of all, and compares fingerprints; 66 if any is damaged."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # an accelerator may be busy with the run itself
-    from jscale.checkpoint.verify import damage
+    from jscale.checkpoint.verify import damage  # with NumPy: no device is touched
 
     chosen = steps.folders(folder) if options.step is None else [_chosen(folder, options.step)]
     if not chosen:

@@ -1,11 +1,15 @@
 """`jscale evaluate RUN`: the loss on the held-out text of a run's data."""
 
+import contextlib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jscale.launch.commands.arguments import Parser
+from jscale.launch.commands.generate import add_imports
+from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,13 +18,36 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("--step", type=int, help="a checkpoint's step (the newest)")
     parser.add_argument("--batches", type=int, help="batches at most (all)")
+    add_imports(parser)
     options = parser.parse_args(list(arguments))
+    quiet()
+    from jscale.config.load import load_file
     from jscale.evaluate import heldout_means
     from jscale.restored import open_run
     from jscale.session import open_corpus
 
-    run = open_run(Path(options.run), options.step)
-    corpus = open_corpus(run.recipe, None)
+    allow = [load_file(Path(file)) for file in options.imports]
+    folder = Path(options.run).absolute()
+    run = open_run(folder, options.step, allow)
+    for note in run.notes:
+        print(f"jscale: {note}", file=sys.stderr)
+    with contextlib.chdir(started_in(folder)):  # a recipe may name its files from there
+        corpus = open_corpus(run.recipe, None)
     means = heldout_means(run.task, run.params, corpus, options.batches)
-    print(json.dumps({"step": run.step, **means, "perplexity": math.exp(means["nll"])}, indent=2))
+    print(json.dumps({"step": run.step, **means, **perplexity(means)}, indent=2))
     return 0
+
+
+def perplexity(means: dict[str, float]) -> dict[str, float]:
+    """The perplexity, where the loss counts the likelihood of tokens and it is a number."""
+    nll = means.get("nll", math.nan)
+    return {"perplexity": math.exp(nll)} if nll < 700 else {}
+
+
+def started_in(folder: Path) -> Path:
+    """The folder in which the run was started last, as far as it is known and still there."""
+    try:
+        where = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Path.cwd()
+    return Path(where) if isinstance(where, str) and Path(where).is_dir() else Path.cwd()

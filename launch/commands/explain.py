@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 
 from jscale.launch.commands.arguments import recipe_from, recipe_parser
+from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,6 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--param", metavar="PATTERN", help="only parameters of such names")
     options = parser.parse_intermixed_args(list(arguments))
+    quiet()
     return describe(recipe_from(options).value, options.devices, options.param)
 
 

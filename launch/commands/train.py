@@ -1,13 +1,42 @@
 """`jscale train RECIPE [field=value ...]`: train, or go on training."""
 
+import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jscale.launch.commands.arguments import recipe_from, recipe_parser
+from jscale.errors import ConfigError
+from jscale.launch.commands.arguments import Resolved, recipe_from, recipe_parser
+from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train a recipe to its end in its run folder; Ctrl-C saves and stops."""
+    options = parser().parse_intermixed_args(list(arguments))
+    quiet()
+    from jscale.launch.second_signal import second_signal_ends
+    from jscale.mesh import simulate
+    from jscale.signals import Interrupted, Signals, Stopped, abandoned
+
+    signals = Signals()
+    with second_signal_ends(), signals:
+        try:
+            with signals.at_once():
+                resolved = recipe_from(options)
+                if options.devices is not None:
+                    simulate(check_devices(options.devices))
+                if options.dry_run:
+                    return rehearse(resolved.value)
+                folder = folder_of(resolved, options.run)
+                return train(resolved.value, folder, shipped_name(resolved))
+        except (Stopped, Interrupted) as end:
+            print(end, flush=True)
+            return leave(end.status) if abandoned() else end.status
+
+
+def parser() -> argparse.ArgumentParser:
     parser = recipe_parser("train", "Train a recipe, or go on where its run was stopped.")
     parser.add_argument("--run", metavar="FOLDER", help="the run's folder (runs/<recipe's name>)")
     parser.add_argument(
@@ -16,36 +45,67 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, compile the step, train nothing"
     )
-    options = parser.parse_intermixed_args(list(arguments))
-    recipe = recipe_from(options).value
-    from jscale.mesh import simulate
-
-    if options.devices is not None:
-        simulate(options.devices)
-    if options.dry_run:
-        from jscale.launch.commands.explain import describe
-
-        return describe(recipe)
-    return train(recipe, Path(options.run) if options.run else Path("runs") / recipe.name)
+    return parser
 
 
-def train(recipe, folder: Path) -> int:
+def check_devices(count: int) -> int:
+    if not 1 <= count <= 1024:
+        raise ConfigError(f"--devices takes a number from 1 to 1024, not {count}")
+    return count
+
+
+def folder_of(resolved: Resolved, asked: str | None) -> Path:
+    """The run's folder: the one asked for, the one that the recipe was read from, or a default."""
+    if asked:
+        return Path(asked)
+    source = resolved.loaded.source
+    if resolved.loaded.module is None and source.name == "recipe.json":
+        return source.parent
+    return Path("runs") / resolved.value.name
+
+
+def rehearse(recipe: Any) -> int:
+    """Say where everything goes, compile the step on the devices at hand, and write nothing."""
+    from jscale.checkpoint.sizes import readable
+    from jscale.explain import compile_step
+    from jscale.launch.commands.explain import describe
+
+    for source in recipe.data.parts:
+        source.size()  # raises for a file that is not there
+    describe(recipe)
+    compiled = compile_step(recipe)
+    memory = f"{readable(compiled.memory)} on each device" if compiled.memory else "memory unknown"
+    print(f"the train step compiles in {compiled.seconds:.1f} s: {memory}, activations included")
+    return 0
+
+
+def shipped_name(resolved: Resolved) -> str | None:
+    from jscale.launch import recipes
+
+    source = resolved.loaded.source
+    return source.stem if source.parent in map(Path, recipes.__path__) else None
+
+
+def train(recipe: Any, folder: Path, shipped: str | None) -> int:
     """The run, with its display; the exit status."""
     from jscale.programs import keep_programs
 
     keep_programs()
     from jscale.launch.closing import say_goodbye
     from jscale.metrics.progress import Progress
-    from jscale.signals import Stopped
     from jscale.trainer import Trainer
 
     with Progress(recipe.steps, every=recipe.logging.every) as progress:
         with Trainer(recipe, folder, progress=progress) as trainer:
             begun = trainer.step
-            try:
-                trainer.fit()
-            except Stopped as stopped:
-                progress.note(f"{stopped}")
-                return stopped.status
-            say_goodbye(trainer, folder, progress.note, trained=trainer.step - begun)
+            trainer.fit()
+            trained = trainer.step - begun
+            say_goodbye(trainer, folder, progress.note, trained=trained, shipped=shipped)
     return 0
+
+
+def leave(status: int) -> int:
+    """End here, though native code is still busy with what was abandoned."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

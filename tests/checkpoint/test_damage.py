@@ -69,36 +69,46 @@ def test_one_flipped_bit_of_an_array_names_it(run):
     restore_and_check(run, 1, "'params/up' has fingerprint")
 
 
-def test_a_flipped_bit_anywhere_is_harmless_or_found(run, subtests):
-    for path in sorted(p for p in (run / "2").rglob("*") if p.is_file()):
-        whole = path.read_bytes()
-        with subtests.test(file=str(path.relative_to(run))):
-            flip(path, len(whole) // 2)
-            bad = damage(run, 2)
-            if not bad:
-                restored = restore(run, shapes_of(make_state()))
-                assert restored.step == 2
-                assert_same(restored.state, make_state(seed=2))
-            if path.name == "note.json" or path == data_files(run / "2")[0]:
-                assert bad
+def flip_and_restore(run, path, place, bit):
+    """Whatever is flipped, what is restored is right to the last bit; tells which step it is."""
+    whole = path.read_bytes()
+    flip(path, int(place * len(whole)), bit)
+    try:
+        restored = restore(run, shapes_of(make_state()))
+    finally:
         path.write_bytes(whole)
+    assert restored.step in (1, 2) and restored.note == {"position": restored.step}
+    assert_same(restored.state, make_state(seed=restored.step))
+    return restored.step
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def files(step):
+    return sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+@given(file=st.integers(0, 99), place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(
     max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_no_flipped_bit_of_the_data_passes_as_sound(run, place, bit):
-    path = data_files(run / "2")[0]
-    whole = path.read_bytes()
-    try:
-        flip(path, int(place * len(whole)), bit)
-        if not damage(run, 2):  # between the arrays
-            assert_same(restore(run, shapes_of(make_state()), step=2).state, make_state(seed=2))
-    finally:
-        path.write_bytes(whole)
+def test_a_flipped_bit_anywhere_never_gives_wrong_values(run, file, place, bit):
+    chosen = files(run / "2")
+    flip_and_restore(run, chosen[file % len(chosen)], place, bit)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_flipped_bit_of_data_or_note_is_found(run, place):
+    for path in (data_files(run / "2")[0], run / "2" / "note" / "note.json"):
+        assert flip_and_restore(run, path, place, bit=0) == 1
+
+
+@pytest.mark.slow
+def test_a_thousand_flipped_bits_never_give_wrong_values(run):
+    draw = np.random.default_rng(0)
+    for _ in range(1000):
+        path = draw.choice(files(run / "2"))
+        flip_and_restore(run, path, draw.random(), int(draw.integers(8)))
 
 
 def cut_in_half(step):
@@ -124,8 +134,6 @@ DAMAGES = {
     "data deleted": (lambda s: data_files(s)[0].unlink(), ""),
     "arrays deleted": (lambda s: shutil.rmtree(s / "state"), "is missing in state"),
     "manifest deleted": (lambda s: (s / "state" / "manifest.ocdbt").unlink(), ""),
-    "metadata deleted": (lambda s: (s / "state" / "_METADATA").unlink(), ""),
-    "metadata junk": (lambda s: (s / "state" / "_METADATA").write_text("{junk"), ""),
     "folder empty": (empty, "its folder is empty"),
     "no commit marker": (lambda s: (s / "commit_success.txt").unlink(), "is missing in 2"),
     "no note": (lambda s: (s / "note" / "note.json").unlink(), "it has no note"),
@@ -145,6 +153,14 @@ def test_every_damage_is_set_aside_and_the_step_before_is_used(run, name):
     harm, reason = DAMAGES[name]
     harm(run / "2")
     restore_and_check(run, 1, reason)
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "_sharding", "array_metadatas/process_0"])
+@pytest.mark.parametrize("content", [None, b"{junk", b""])
+def test_whole_arrays_are_not_given_up_for_a_file_beside_them(run, name, content):
+    path = run / "2" / "state" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    restore_and_check(run, 2)
 
 
 def test_a_reader_of_another_run_moves_nothing(run):

@@ -51,5 +51,15 @@ def test_simulate_and_its_error_when_it_comes_too_late():
     assert done.returncode == 1 and "came too late" in done.stderr
 
 
+def test_whether_a_backend_has_started_is_known_and_asking_changes_nothing():
+    done = run(
+        "import jax\nfrom jscale.mesh.compat import started\n"
+        "print(started(), started(), jax.config.jax_num_cpu_devices)\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\nprint(started(), len(jax.devices()))\n"
+        "print(started(), started(), jax.config.jax_num_cpu_devices)"
+    )
+    assert done.stdout.splitlines() == ["False False -1", "False 3", "True True 3"], done.stderr
+
+
 def test_these_tests_run_with_enough_threads():
     assert int(os.environ["NPROC"]) >= 16
