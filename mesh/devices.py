@@ -23,14 +23,28 @@ def simulated() -> int:
     return max(configured, *(int(n) for n in forced), 1)
 
 
-def prevent_deadlock() -> None:
-    """Give XLA's CPU pool enough threads for the simulated devices; harmless without any."""
-    count = simulated()
-    if count == 1 or started():
-        return
+def threads() -> int:
+    """How many threads XLA gives its CPU pool, or did when it started."""
     asked = os.environ.get("NPROC", "")
-    if not asked.isdigit() or int(asked) < 2 * count:
-        os.environ["NPROC"] = str(max(32, 2 * count))
+    return int(asked) if asked.isdigit() else os.cpu_count() or 1
+
+
+def prevent_deadlock() -> None:
+    """Give XLA's CPU pool enough threads for the simulated devices; harmless without any.
+
+    Raises:
+        ConfigError: it has started with too few.
+    """
+    count = simulated()
+    if count == 1 or threads() >= 2 * count:
+        return
+    if started():
+        raise ConfigError(
+            f"JAX has started {count} simulated devices on {threads()} threads, on which programs"
+            f" with collectives may hang: call jscale.simulate({count}) before anything asks JAX"
+            f" for a device, or set NPROC={max(32, 2 * count)} before Python starts"
+        )
+    os.environ["NPROC"] = str(max(32, 2 * count))
 
 
 def simulate(devices: int) -> None:

@@ -86,8 +86,8 @@ def split_over_slices(shape: MeshShape, count: int) -> tuple[list[int], list[int
         left //= outer[i]
     if left > 1:
         raise ConfigError(
-            f"the mesh ({shape}) cannot be laid over {count} slices: of {', '.join(CROSSING)}, which"
-            f" may cross them, make one a multiple of {count}"
+            f"the mesh ({shape}) cannot be laid over {count} slices: only {', '.join(CROSSING)} may"
+            f" cross from one to another, so make one of these a multiple of {count}"
         )
     return inner, outer
 

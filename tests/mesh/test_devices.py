@@ -61,5 +61,15 @@ def test_whether_a_backend_has_started_is_known_and_asking_changes_nothing():
     assert done.stdout.splitlines() == ["False False -1", "False 3", "True True 3"], done.stderr
 
 
+def test_devices_started_on_too_few_threads_are_refused_before_they_hang():
+    program = (
+        "import jax\njax.config.update('jax_num_cpu_devices', 8)\njax.devices()\n"
+        "from jscale.mesh import make_mesh\nmake_mesh(data=8)"
+    )
+    done = run(program, NPROC="2")
+    assert done.returncode == 1 and "may hang" in done.stderr and "NPROC=32" in done.stderr
+    assert run(program, NPROC="16").returncode == 0
+
+
 def test_these_tests_run_with_enough_threads():
     assert int(os.environ["NPROC"]) >= 16
