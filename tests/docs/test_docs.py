@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pytest
 
 from jscale.config.tree import nodes
@@ -134,14 +133,13 @@ def write_texts(folder: Path, texts: list[str]) -> None:
 @contextmanager
 def reader(folder: Path, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """A reader's place: a working folder and a home, nothing of which is left in this process."""
-    programs, known = jax.config.jax_compilation_cache_dir, set(sys.modules)
+    known = set(sys.modules)
     patch.chdir(folder)
     patch.setenv("HOME", str(home))
     patch.setattr(sys, "path", [str(folder), *sys.path])
     try:
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", programs)
         for name in set(sys.modules) - known:
             file = str(getattr(sys.modules[name], "__file__", None))
             if file.startswith((str(folder), str(ROOT / "examples"))):
