@@ -43,8 +43,12 @@ def choose(
     for shape in candidates(devices, rows):
         wrong = illegal(shape, rules, shapes, axes)
         if wrong is None:
-            return shape, f"chosen for {devices} device(s){why_not_all(devices, shape, rows)}"
-        problem = problem or wrong
+            reason = f"chosen for {devices} device(s){why_not_all(devices, shape, rows)}"
+            return (
+                shape,
+                reason if problem is None else f"{reason}; not the first choice: {problem}",
+            )
+        problem = problem or f"{shape} does not fit, for {wrong}"
     raise ConfigError(f"no mesh fits, not even one device: {problem}")
 
 

@@ -88,8 +88,9 @@ class Layout:
         for axis, size in zip(axes, shape, strict=True):
             wanted, reason = self._wanted(axis, table, decided.get(axis or "", "rule"), where)
             free = self._free(axis, wanted, taken, where)
-            if len(free) < len(wanted):
-                reason = f"yielded {','.join(a for a in wanted if a not in free)} to {taken}"
+            given = [a for a in wanted if a not in free and self.mesh.shape[a] > 1]
+            if given:
+                reason = "; ".join(f"{axis} gave {a} to {taken[a]}" for a in given)
             self._check_divides(axis, size, free, where)
             out.append(Decision(axis, free, reason))
         return out
@@ -111,7 +112,8 @@ class Layout:
         if clash and self.mesh.shape[clash[0]] > 1 and axis not in self.rules.yields:
             raise ConfigError(
                 f"{where}: axes {taken[clash[0]]!r} and {axis!r} both want mesh axis {clash[0]!r};"
-                f" give one of them another rule, or let it give way: yields=({axis!r},)"
+                f" give one of them another rule, or let the later one give way wherever they meet:"
+                f" rules.yields=({taken[clash[0]]!r}, {axis!r})"
             )
         free = tuple(a for a in wanted if a not in taken)
         taken.update(dict.fromkeys(free, str(axis)))
@@ -127,7 +129,8 @@ class Layout:
         legal = max(d for d in range(1, ways + 1) if size % d == 0 and ways % d == 0)
         raise ConfigError(
             f"{where}: axis {axis!r} of size {size} does not divide over {sizes}; the nearest that"
-            f" does is {legal} way(s), or keep it whole with the rule {axis}=None"
+            f" does is {legal} way(s), or keep it whole: rules.weights.{axis}=None (and"
+            f" rules.activations.{axis}=None)"
         )
 
     def weight_spec(self, parameter: str, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:

@@ -9,7 +9,7 @@ dimension of the same array has already taken their mesh axis.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jscale.errors import ConfigError
 
@@ -83,6 +83,10 @@ class Rules:
     overrides: tuple[Override, ...] = ()
     yields: tuple[str, ...] = ()
 
+    def with_activations(self, **axes: MeshAxes) -> "Rules":
+        """These rules with other axes for some activations."""
+        return replace(self, activations={**self.activations, **axes})
+
     def with_weights(self, **axes: MeshAxes) -> "Rules":
         """These rules with other axes for some weights: `Rules().with_weights(embed="data")`."""
-        return Rules({**self.weights, **axes}, self.activations, self.overrides, self.yields)
+        return replace(self, weights={**self.weights, **axes})

@@ -131,7 +131,8 @@ def make_mesh(
     if shape.devices > len(present):
         raise ConfigError(
             f"the mesh ({shape}) needs {shape.devices} devices and there are {len(present)};"
-            f" these fit: {'; '.join(factorizations(len(present), shape))}"
+            f" these fit: {'; '.join(factorizations(len(present), shape))}; or simulate more"
+            f" on the processor: --devices {shape.devices}, jscale.simulate({shape.devices})"
         )
     grid = arrange(shape, present[: shape.devices])
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -140,7 +140,9 @@ def _apply_fields(value: Any, changes: Sequence[Change], place: Place) -> Any:
     new = {}
     for name, group in _grouped(changes).items():
         if name not in known:
-            hint = suggest(name, [path for path, _ in nodes(place.root)], place.path)
+            own = [join(place.path, field) for field in known]  # a new part is not in the root yet
+            paths = dict.fromkeys([*own, *(path for path, _ in nodes(place.root))])
+            hint = suggest(name, paths, place.path)
             said = f"{kind.__name__} has no field {name!r}; {hint}"
             raise ConfigError(f"override {group[0]}: {said}")
         if not known[name].init:

@@ -58,6 +58,16 @@ def count(owner: object, *names: str, least: int = 0) -> None:
         _require(owner, name, holds, f"a whole number, {least} or more")
 
 
+def span(owner: object, *names: str, least: int = 0) -> None:
+    """The fields are whole numbers, `least` or more, or shares above 0 and below 1."""
+    for name in names:
+        value = getattr(owner, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        share = isinstance(value, float) and 0 < value < 1
+        right = f"a whole number, {least} or more, or a share of the run below 1"
+        _require(owner, name, whole or share, right)
+
+
 def one_of(owner: object, name: str, choices: tuple[str, ...]) -> None:
     """The field is one of the choices."""
     value = getattr(owner, name)

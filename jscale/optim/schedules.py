@@ -3,10 +3,12 @@
 A schedule says which fraction of the peak is used by update number `step` (from 0) of `steps`. One
 formula serves both sides: `build` gives optax a function for inside the compiled step, `rate` gives
 the host the same number without touching a device. Warm-up is linear and its first update already
-moves: update `s` of `warmup` uses (s + 1) / warmup of the peak.
+moves: update `s` of `warmup` uses (s + 1) / warmup of the peak. A span is a number of updates, or,
+below 1, a share of the run.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -32,96 +34,109 @@ class Schedule(Protocol):
         ...
 
 
+def updates(span: int | float, steps: int) -> int:
+    """A span in updates: a whole number is one, a number below 1 is a share of the run.
+
+    >>> updates(20, 600), updates(0.05, 600)
+    (20, 30)
+    """
+    return span if isinstance(span, int) else round(span * steps)
+
+
+class Formula(ABC):
+    """A schedule by one formula, for the device and for the host alike."""
+
+    warmup: int | float
+
+    @abstractmethod
+    def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
+        """The fraction of the peak at `step` of `steps`; `xp` is numpy or jax.numpy."""
+
+    def check(self, steps: int) -> None:
+        """Raise `ConfigError` where the schedule does not fit into `steps`."""
+        name, warmup = type(self).__name__, updates(self.warmup, steps)
+        if steps < 1:
+            raise ConfigError(
+                f"a run of {steps} steps has no {name} schedule; steps must be 1 or more"
+            )
+        if warmup >= steps:
+            raise ConfigError(
+                f"{name}.warmup is {warmup} and the run has {steps} steps; warmup must be below"
+                " steps; a number below 1 is a share of the run (optimizer.schedule.warmup=0.05)"
+            )
+
+    def build(self, peak: float, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the update's number."""
+        self.check(steps)
+        return lambda step: peak * self.factor(step, steps, jnp)
+
+    def rate(self, peak: float, step: int, steps: int) -> float:
+        """The learning rate of update number `step`, on the host."""
+        return float(peak * self.factor(step, steps, np))
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(Formula):
     """The peak, after an optional warm-up.
 
     >>> Constant(warmup=4).rate(1.0, step=1, steps=100)
     0.5
     """
 
-    warmup: int = 0
+    warmup: int | float = 0  # updates, or a share of the run
 
     def __post_init__(self) -> None:
-        checks.count(self, "warmup")
+        checks.span(self, "warmup")
 
     def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
-        """The fraction of the peak at `step`; `xp` is numpy or jax.numpy."""
-        return _warm(step, self.warmup, xp)
-
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the update's number."""
-        _fits(self, steps, self.warmup)
-        return lambda step: peak * self.factor(step, steps, jnp)
-
-    def rate(self, peak: float, step: int, steps: int) -> float:
-        """The learning rate of update number `step`, on the host."""
-        return float(peak * self.factor(step, steps, np))
+        return _warm(step, updates(self.warmup, steps), xp)
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Formula):
     """Half a cosine from the peak down to `final` of it (Loshchilov and Hutter, 1608.03983).
 
     >>> Cosine(final=0.1).rate(1.0, step=100, steps=100)
     0.1
     """
 
-    warmup: int = 0
+    warmup: int | float = 0  # updates, or a share of the run
     final: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.count(self, "warmup")
+        checks.span(self, "warmup")
         checks.fraction(self, "final")
 
     def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
-        """The fraction of the peak at `step`; `xp` is numpy or jax.numpy."""
-        progress = _progress(step, self.warmup, steps, xp)
+        progress = _progress(step, updates(self.warmup, steps), steps, xp)
         fall = 0.5 * (1.0 + xp.cos(math.pi * progress))
-        return _warm(step, self.warmup, xp) * (self.final + (1.0 - self.final) * fall)
-
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the update's number."""
-        _fits(self, steps, self.warmup)
-        return lambda step: peak * self.factor(step, steps, jnp)
-
-    def rate(self, peak: float, step: int, steps: int) -> float:
-        """The learning rate of update number `step`, on the host."""
-        return float(peak * self.factor(step, steps, np))
+        return _warm(step, updates(self.warmup, steps), xp) * (
+            self.final + (1.0 - self.final) * fall
+        )
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Formula):
     """A straight line from the peak down to `final` of it.
 
     >>> Linear(warmup=20, final=0.0).rate(1.0, step=60, steps=100)
     0.5
     """
 
-    warmup: int = 0
+    warmup: int | float = 0  # updates, or a share of the run
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.count(self, "warmup")
+        checks.span(self, "warmup")
         checks.fraction(self, "final")
 
     def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
-        """The fraction of the peak at `step`; `xp` is numpy or jax.numpy."""
-        progress = _progress(step, self.warmup, steps, xp)
-        return _warm(step, self.warmup, xp) * (1.0 - (1.0 - self.final) * progress)
-
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the update's number."""
-        _fits(self, steps, self.warmup)
-        return lambda step: peak * self.factor(step, steps, jnp)
-
-    def rate(self, peak: float, step: int, steps: int) -> float:
-        """The learning rate of update number `step`, on the host."""
-        return float(peak * self.factor(step, steps, np))
+        progress = _progress(step, updates(self.warmup, steps), steps, xp)
+        return _warm(step, updates(self.warmup, steps), xp) * (1.0 - (1.0 - self.final) * progress)
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay:
+class WarmupStableDecay(Formula):
     """The peak until the last `decay` updates, then a line to `final` of it (2404.06395).
 
     >>> schedule = WarmupStableDecay(warmup=10, decay=20)
@@ -129,60 +144,46 @@ class WarmupStableDecay:
     [1.0, 1.0, 0.5, 0.0]
     """
 
-    warmup: int
-    decay: int
+    warmup: int | float  # updates, or a share of the run
+    decay: int | float  # likewise
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.count(self, "warmup")
-        checks.count(self, "decay", least=1)
+        checks.span(self, "warmup")
+        checks.span(self, "decay", least=1)
         checks.fraction(self, "final")
 
     def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
-        """The fraction of the peak at `step`; `xp` is numpy or jax.numpy."""
-        progress = _progress(step, steps - self.decay, steps, xp)
-        return _warm(step, self.warmup, xp) * (1.0 - (1.0 - self.final) * progress)
+        progress = _progress(step, steps - updates(self.decay, steps), steps, xp)
+        return _warm(step, updates(self.warmup, steps), xp) * (1.0 - (1.0 - self.final) * progress)
 
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the update's number."""
-        _fits(self, steps, self.warmup)
-        if self.warmup + self.decay > steps:
+    def check(self, steps: int) -> None:
+        """Raise `ConfigError` where warm-up and decay need more than `steps`."""
+        super().check(steps)
+        warmup, decay = updates(self.warmup, steps), updates(self.decay, steps)
+        if warmup + decay > steps:
             raise ConfigError(
-                f"WarmupStableDecay needs {self.warmup} + {self.decay} steps for warmup and decay, "
+                f"WarmupStableDecay needs {warmup} + {decay} steps for warmup and decay, "
                 f"and the run has {steps}; shorten one of them"
             )
-        return lambda step: peak * self.factor(step, steps, jnp)
-
-    def rate(self, peak: float, step: int, steps: int) -> float:
-        """The learning rate of update number `step`, on the host."""
-        return float(peak * self.factor(step, steps, np))
 
 
 @dataclass(frozen=True)
-class InverseSquareRoot:
+class InverseSquareRoot(Formula):
     """Up to the peak in `warmup` updates, then as 1 / sqrt(update) (Vaswani et al., 1706.03762).
 
     >>> InverseSquareRoot(warmup=25).rate(1.0, step=99, steps=1000)
     0.5
     """
 
-    warmup: int
+    warmup: int | float  # updates, or a share of the run
 
     def __post_init__(self) -> None:
-        checks.count(self, "warmup", least=1)
+        checks.span(self, "warmup", least=1)
 
     def factor(self, step: Any, steps: int, xp: ModuleType) -> Any:
-        """The fraction of the peak at `step`; `xp` is numpy or jax.numpy."""
-        return xp.minimum((step + 1) / self.warmup, xp.sqrt(self.warmup / (step + 1)))
-
-    def build(self, peak: float, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the update's number."""
-        _fits(self, steps, self.warmup)
-        return lambda step: peak * self.factor(step, steps, jnp)
-
-    def rate(self, peak: float, step: int, steps: int) -> float:
-        """The learning rate of update number `step`, on the host."""
-        return float(peak * self.factor(step, steps, np))
+        warmup = max(1, updates(self.warmup, steps))
+        return xp.minimum((step + 1) / warmup, xp.sqrt(warmup / (step + 1)))
 
 
 def _warm(step: Any, warmup: int, xp: ModuleType) -> Any:
@@ -192,13 +193,3 @@ def _warm(step: Any, warmup: int, xp: ModuleType) -> Any:
 def _progress(step: Any, start: int, end: int, xp: ModuleType) -> Any:
     """From 0 at `start` to 1 at `end`, and flat outside."""
     return xp.clip((step - start) / (end - start), 0.0, 1.0)
-
-
-def _fits(schedule: object, steps: int, warmup: int) -> None:
-    name = type(schedule).__name__
-    if steps < 1:
-        raise ConfigError(f"a run of {steps} steps has no {name} schedule; steps must be 1 or more")
-    if warmup >= steps:
-        raise ConfigError(
-            f"{name}.warmup is {warmup} and the run has {steps} steps; warmup must be below steps"
-        )

@@ -34,7 +34,7 @@ def recipe() -> Recipe:
             heldout=0.05,  # of the files: a few of them, to measure on
         ),
         # Muon learns this in half the steps of AdamW.
-        optimizer=Muon(peak=6e-3, schedule=Cosine(warmup=20)),
+        optimizer=Muon(peak=6e-3, schedule=Cosine(warmup=0.04)),
         steps=600,
         checkpoints=Checkpoints(every=100, keep=2),
         evaluation=Evaluation(every=100, batches=16),

@@ -17,7 +17,7 @@ def recipe() -> Recipe:
         name="tiny",
         model=Llama(vocab=259, dim=32, layers=2, heads=4, kv_heads=2, hidden=64, remat="none"),
         data=TextData(Texts(VERSES), Bytes(), length=32, batch=8, heldout=0.1),
-        optimizer=AdamW(peak=1e-2, schedule=Cosine(warmup=5)),
+        optimizer=AdamW(peak=1e-2, schedule=Cosine(warmup=0.05)),
         steps=100,
         checkpoints=Checkpoints(every=50, keep=2),
         evaluation=Evaluation(every=50, batches=2),

@@ -199,7 +199,7 @@ def test_a_value_is_parsed_by_its_annotation(path: str, text: str, value: Any) -
         ("net.peek", "4", "did you mean 'optimizer.peak'?"),
         ("steps.more", "4", "steps is int 10, which has no fields"),
         ("note.layers", "4", "note is None, which has no fields; give note=... first"),
-        ("extra.lyers", "4", "Net has no field 'lyers'; did you mean 'net.layers'"),
+        ("extra.lyers", "4", "Net has no field 'lyers'; did you mean 'extra.layers'"),
         ("extra.layers", "x", "extra.layers must be int, got 'x'"),
         ("source.weight", "2", "source: Source needs path"),
         ("derived", "4", "Run computes derived itself"),

@@ -45,7 +45,7 @@ def error(call, *args):
 def test_a_size_that_does_not_divide_names_parameter_sizes_and_the_nearest_choice():
     said = error(layout(tensor=4).weight_shardings, LLAMA.shapes, LLAMA.axes)
     assert "blocks/block/attend/k" in said and "kv_heads" in said and "size 2" in said
-    assert "tensor=4" in said and "2 way(s)" in said and "kv_heads=None" in said
+    assert "tensor=4" in said and "2 way(s)" in said and "rules.weights.kv_heads=None" in said
 
 
 def test_a_logical_axis_without_a_rule_is_an_error():
@@ -61,11 +61,14 @@ def test_a_rule_that_names_no_mesh_axis_is_an_error():
 def test_two_dimensions_that_want_one_mesh_axis_are_an_error_unless_one_yields():
     rules = Rules().with_weights(mlp="fsdp")
     said = error(layout(rules, fsdp=2).weight_spec, "w", P("embed", "mlp"), (8, 8))
-    assert "'embed' and 'mlp' both want mesh axis 'fsdp'" in said and "yields" in said
-    bent = Rules(weights=rules.weights, yields=("mlp",))
+    assert "'embed' and 'mlp' both want mesh axis 'fsdp'" in said
+    assert "rules.yields=('embed', 'mlp')" in said
+    bent = Rules(weights=rules.weights, yields=("embed", "mlp"))
+    layout(bent, fsdp=2).weight_shardings(LLAMA.shapes, LLAMA.axes)
     decisions = layout(bent, fsdp=2).decide("w", P("embed", "mlp"), (8, 8))
     assert [d.mesh_axes for d in decisions] == [("fsdp",), ()]
-    assert "yielded fsdp" in decisions[1].reason
+    assert decisions[1].reason == "mlp gave fsdp to embed"
+    assert layout(bent).decide("w", P("embed", "mlp"), (8, 8))[1].reason == "rule"
 
 
 def test_an_override_decides_for_the_parameters_it_matches():

@@ -73,6 +73,18 @@ def test_equals_optax(schedule, after_warmup):
     np.testing.assert_allclose(rates(schedule), wanted, rtol=1e-5, atol=1e-9)
 
 
+def test_a_span_below_one_is_a_share_of_the_run():
+    pairs = [
+        (Cosine(0.1), Cosine(STEPS // 10)),
+        (Linear(0.5), Linear(STEPS // 2)),
+        (WarmupStableDecay(0.1, 0.2), WarmupStableDecay(STEPS // 10, STEPS // 5)),
+        (InverseSquareRoot(0.1), InverseSquareRoot(STEPS // 10)),
+    ]
+    for share, whole in pairs:
+        np.testing.assert_allclose(rates(share), rates(whole))
+    Cosine(0.05).build(PEAK, 2)  # fits a run of any length
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 1000), st.data())
 def test_warmup_rises_to_the_peak_and_decay_only_falls(steps, data):
@@ -94,6 +106,7 @@ def test_ends_at_the_final_fraction():
     ("make", "words"),
     [
         (lambda: Cosine(warmup=-1), "Cosine.warmup is -1"),
+        (lambda: Cosine(warmup=1.5), "a share of the run below 1"),
         (lambda: Cosine(warmup=True), "Cosine.warmup is True; it must be a whole number"),
         (lambda: Cosine(final=1.5), "Cosine.final is 1.5"),
         (lambda: Linear(final=float("nan")), "Linear.final is nan"),

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_two_signals_end_a_run_at_once_and_harm_nothing(tmp_path: Path) -> None:
     child = start(*command, "steps=1000000", "checkpoints.every=20", cwd=tmp_path)
     wait_for(child, r"^step 5\d/")
     child.send_signal(signal.SIGINT)
+    time.sleep(0.05)  # two at the same moment are one
     child.send_signal(signal.SIGINT)
     found, out, err = finish(child)
     assert found == 130 and "Traceback" not in err
@@ -107,7 +109,7 @@ from jscale.signals import Signals
 
 with second_signal_ends(grace=0.1), Signals():
     print("stuck", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes of native code
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # much of native code
 """
 
 
@@ -122,6 +124,7 @@ def test_native_code_does_not_outlive_two_signals(signum: signal.Signals, status
     )
     wait_for(child, "stuck")
     child.send_signal(signum)
+    time.sleep(0.2)  # two at the same moment are one
     child.send_signal(signum)
     found, _, err = finish(child)
     assert found == status and "ended at once" in err

@@ -74,7 +74,7 @@ def alone(name):
 
 
 @pytest.mark.parametrize("axes", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", ["llama"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_every_layout_gives_the_gradients_of_one_device(name, axes):
     assert_close(loss_and_grads(task(DECODERS[name], axes)), alone(name), LAYOUT)
 
