@@ -66,7 +66,6 @@ class TextData:
         """
         tell = progress or ignore_progress
         folder = Path(self.cache).expanduser() if self.cache else Path.home() / ".cache" / "jscale"
-        tell(0, 1, "reading")
         digests = tuple(source.digest() for source in self.parts)
         tokenizer = self._load_tokenizer(folder, digests, tell)
         caches = tuple(

@@ -69,7 +69,7 @@ def test_counts_add_up(words, tmp_path):
     assert train["tokens"] + heldout["tokens"] == source["tokens"] - 59
     assert source["empty"] == 1 and source["share"] == 1
     assert summary["vocab"] == corpus.tokenizer.vocab == 300
-    assert {phase for _, _, phase in told} >= {"reading", "tokenizing"}
+    assert "tokenizing" in {phase for _, _, phase in told}
     assert all(0 <= done <= total for done, total, _ in told)
     assert told[-1][0] == told[-1][1]
 

@@ -84,12 +84,12 @@ def test_a_run_stops_while_it_compiles(tmp_path: Path) -> None:
     assert (found, err) == (75, "")
     assert "step 1/" not in out and "nothing is lost" in out
     # Nothing was trained, so another recipe may have the folder.
-    with Trainer(tiny(tmp_path, seed=1, steps=1), tmp_path / "run") as trainer:
+    with Trainer(tiny(tmp_path, seed=1, steps=3), tmp_path / "run") as trainer:
         trainer.fit()
 
 
 def test_an_evaluation_that_was_broken_off_is_made_after_the_restart(tmp_path: Path) -> None:
-    file = write_recipe(tmp_path, "heldout=0.9, steps=2, samples=None")
+    file = write_recipe(tmp_path, "heldout=0.9, steps=3, samples=None")
     changes = ("evaluation.every=1", "evaluation.batches=None")
     child = start("train", file, "--run", "run", "--devices", 1, *changes, cwd=tmp_path)
     wait_for(child, "^evaluating")
@@ -98,8 +98,8 @@ def test_an_evaluation_that_was_broken_off_is_made_after_the_restart(tmp_path: P
     assert (found, err) == (75, ""), err
     assert "step 1 is saved" in out and "held-out" not in out
     assert call("train", "run", "--devices", 1, cwd=tmp_path)[0] == 0
-    assert [step for step, _ in written(tmp_path / "run", "heldout/loss")] == [1, 2]
-    assert [step for step, _ in written(tmp_path / "run", "train/loss")] == [1, 2]
+    assert [step for step, _ in written(tmp_path / "run", "heldout/loss")] == [1, 2, 3]
+    assert [step for step, _ in written(tmp_path / "run", "train/loss")] == [1, 2, 3]
 
 
 STUCK = """
