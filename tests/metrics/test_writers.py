@@ -1,6 +1,7 @@
 """Writers: TensorBoard files read back, several writers as one, the recipe's part."""
 
 import dataclasses
+import resource
 
 import pytest
 
@@ -107,3 +108,16 @@ def test_a_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r'pip install "jscale\[wandb\]"'):
         WandB("project").open(tmp_path, 0)
+
+
+def test_a_full_disk_is_an_error_and_no_hang(tmp_path):
+    writer = TensorBoard().open(tmp_path, step=0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(OSError):
+            for step in range(1, 1_000):
+                writer.scalars(step, {"train/loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()

@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, nothing harmed, and what may change between two starts."""
+"""The folder of a run: one run at a time, nothing harmed, what may change between starts."""
 
 import json
 import os
