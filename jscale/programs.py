@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from jscale.errors import ConfigError
+from jscale.mesh.compat import setting
 
 
 def keep_programs(folder: Path | None = None) -> Path:
@@ -17,7 +18,7 @@ def keep_programs(folder: Path | None = None) -> Path:
     Raises:
         ConfigError: the folder belongs to somebody else or others may write into it.
     """
-    told = jax.config.jax_compilation_cache_dir
+    told = setting("jax_compilation_cache_dir")
     if folder is None and told:
         return Path(told)
     folder = folder or Path.home() / ".cache" / "jscale" / "programs"

@@ -52,7 +52,8 @@ class Trainer:
                 ...
 
     or, in one call, `trainer.fit()`. Everything is kept in `folder`, by default
-    `runs/<recipe.name>`: open it again and it goes on from the last checkpoint.
+    `runs/<recipe.name>`: open it again and it goes on from the last checkpoint. Leaving the `with`
+    saves the step that was reached, unless by an error.
 
     Raises:
         UserError: the recipe, its data, or what is in the folder cannot be used.
@@ -222,10 +223,12 @@ class Trainer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-        else:  # what is pending may be what went wrong
+        if kind is not None:  # what is pending may be what went wrong
             self._held.close()
+            return
+        with self._held:
+            if self._saved != self.step:  # a loop left by `break` loses nothing
+                self._finish()
 
     def _recall(self) -> None:
         """What the folder and the state know of the run up to now."""
@@ -306,7 +309,7 @@ class Trainer:
             self.tell(Stepped(step, values))
             if self._progress:
                 self._progress.step(step, {k: values[k] for k in SHOWN if k in values})
-            if self.recipe.logging.due(step):
+            if self.recipe.logging.due(step) or not remaining:
                 self._write(step, "train", values)
             if values["streak"] >= self.recipe.guard.abort_after:
                 raise NumericError(

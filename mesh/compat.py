@@ -3,7 +3,14 @@
 The supported versions are those of `pyproject.toml`; `docs/versions.md` says which were tested.
 """
 
+from typing import Any
+
 import jax
+
+
+def setting(name: str) -> Any:
+    """The value of a JAX setting, by its whole name: "jax_compilation_cache_dir"."""
+    return getattr(jax.config, name)  # settings are defined at run time, unseen by type checkers
 
 
 def started() -> bool:
@@ -12,7 +19,7 @@ def started() -> bool:
     JAX has no public question for this, and its private one may move. It does promise to refuse
     another number of CPU devices from then on, so that is tried, and undone where it was taken.
     """
-    count = jax.config.jax_num_cpu_devices
+    count = setting("jax_num_cpu_devices")
     try:
         jax.config.update("jax_num_cpu_devices", count + 1)
     except RuntimeError:

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 
 from jscale.errors import ConfigError
-from jscale.mesh.compat import started
+from jscale.mesh.compat import setting, started
 
 
 def simulated() -> int:
     """How many CPU devices this process is configured to show."""
-    configured = getattr(jax.config, "jax_num_cpu_devices", 0) or 0
+    configured = setting("jax_num_cpu_devices") or 0
     flags = os.environ.get("XLA_FLAGS", "").split()
     forced = [f.split("=")[1] for f in flags if "xla_force_host_platform_device_count=" in f]
     return max(configured, *(int(n) for n in forced), 1)

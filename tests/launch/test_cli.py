@@ -1,5 +1,4 @@
 import ast
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -311,17 +310,6 @@ def test_help_imports_neither_jax_nor_a_command(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
-
-
-def test_the_commands_of_the_documentation_work(call: Call) -> None:
-    Path("runs/quickstart").mkdir(parents=True)
-    write(Path("runs/quickstart/recipe.json"), resolve("quickstart").value)
-    page = Path(__file__).parents[2] / "docs" / "recipes.md"
-    blocks = page.read_text().split("```sh\n")[1:]
-    lines = [line for block in blocks for line in block.partition("```")[0].splitlines()]
-    commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    ran = [call(*words) for words in commands if words[0] in ("config", "recipes")]
-    assert len(ran) >= 10 and all(status == 0 for status, _, _ in ran), ran
 
 
 def test_the_recipe_of_the_documentation_works(call: Call) -> None:

@@ -3,45 +3,30 @@
 import json
 import os
 import resource
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from run.tiny import MODEL, call, finish, prints, start, tiny, wait_for, write_recipe, written
+from run.tiny import (
+    MODEL,
+    call,
+    contents,
+    finish,
+    prints,
+    start,
+    tiny,
+    train,
+    wait_for,
+    write_recipe,
+    written,
+)
 
 from jscale.checkpoint import Checkpoints, steps
 from jscale.errors import CheckpointError, ConfigError, DataError, UserError
 from jscale.launch.cli import main
 from jscale.recipe import Recipe
 from jscale.trainer import Trainer
-
-
-def train(recipe: Recipe, folder: Path) -> list[str]:
-    """Train it to its end; what was noted."""
-    with Trainer(recipe, folder) as trainer:
-        trainer.fit()
-        return trainer.session.notes
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the text and a run of ten steps."""
-    folder = tmp_path_factory.mktemp("ended")
-    train(tiny(folder, steps=10), folder / "run")
-    return folder
-
-
-@pytest.fixture
-def again(ended: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    shutil.copytree(ended, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
@@ -137,7 +122,7 @@ def test_a_damaged_step_is_named_and_set_aside_and_the_one_before_is_used(again:
     losses, samples = written(run, "train/loss"), (run / "samples.txt").read_text()
     damage(run / "checkpoints", 10)
     notes = train(tiny(again, steps=10), run)
-    said = next(note for note in notes if "damaged" in note)
+    said = next(note for note in notes if "is damaged" in note)
     assert said.startswith("step 10 is damaged (") and said.endswith("checkpoints/damaged/10")
     assert "going on from step 5" in notes
     assert prints(run, 10) == wanted  # and the steps that were lost came out the same
@@ -191,12 +176,10 @@ def test_a_full_disk_ends_in_one_sentence(ended: Path, tmp_path: Path, limit: in
     """The limit on a file's size has the effect of a full disk: on the recipe, on the numbers."""
     file = write_recipe(ended, "steps=2000, evaluation=None, samples=None")
 
-    def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     words = ("train", file, "--run", tmp_path / "run", "--devices", 1, "checkpoints.every=3000")
-    environment = None
-    status, out, err = call(*words, cwd=ended, preexec_fn=full, **(environment or {}))
+    child = start(*words, cwd=ended)
+    resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
+    status, out, err = finish(child)
     assert (status, err.count("\n")) == (66, 1), err
     assert err.startswith("jscale: error: ") and "cannot be written: File too large" in err
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jscale.checkpoint import Checkpoints, steps
 from jscale.data import Bytes, TextData, TextFiles
+from jscale.mesh.compat import setting
 from jscale.metrics import Logging, read_lines
 from jscale.models import Llama
 from jscale.optim import AdamW, Constant
 from jscale.recipe import Evaluation, Recipe, Samples
+from jscale.trainer import Trainer
 
 TESTS = Path(__file__).parents[1]
 TEXT = Path(argparse.__file__).read_text()[:40_000]
@@ -54,7 +54,7 @@ def write_recipe(folder: Path, changes: str = "") -> Path:
     """A recipe file of it, with `changes` as keywords of `tiny`."""
     path = folder / "tiny_recipe.py"
     path.write_text(
-        "from pathlib import Path\n\nfrom run.tiny import *\n\n\n"
+        "from jscale.data import *\nfrom jscale.mesh import MeshShape\nfrom run.tiny import *\n\n\n"
         f"def recipe():\n    return tiny(Path({str(folder)!r}), {changes})\n"
     )
     return path
@@ -62,10 +62,11 @@ def write_recipe(folder: Path, changes: str = "") -> Path:
 
 def environment() -> dict[str, str]:
     """Of a child process: it finds the tests, and the programs that they have compiled."""
-    cache = str(jax.config.jax_compilation_cache_dir)
+    cache = str(setting("jax_compilation_cache_dir"))
     return {
         **os.environ,
         "PYTHONPATH": str(TESTS),
+        "PYTHONSAFEPATH": "1",  # as the installed command: nothing is imported from where it runs
         "PYTHONUNBUFFERED": "1",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -114,3 +115,15 @@ def written(folder: Path, name: str) -> list[tuple[int, float]]:
     """(step, value) of a number in metrics.jsonl, in the order of the file."""
     lines = read_lines(folder / "metrics.jsonl")
     return [(line.step, line.values[name]) for line in lines if name in line.values]
+
+
+def train(recipe: Recipe, folder: Path) -> list[str]:
+    """Train it to its end; what was noted when it was opened."""
+    with Trainer(recipe, folder) as trainer:
+        trainer.fit()
+        return trainer.session.notes
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
