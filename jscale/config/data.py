@@ -217,7 +217,7 @@ def _own_module(home: str, where: str) -> ModuleType:
     if not home.startswith("jscale.") or "__" in home:
         raise ConfigError(
             f"{where} is of a type in the module {home!r}, which is not jscale's: "
-            "import that module yourself and allow it"
+            "import that module yourself and allow it (on the command line: --import FILE)"
         )
     try:
         return importlib.import_module(home)

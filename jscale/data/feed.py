@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -142,7 +143,21 @@ def _pipeline(
             for name, values in rows.items()
         }
 
-    return iter(ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=prefetch))
+    iterator = iter(ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=prefetch))
+    if workers:
+        with _unheard():
+            iterator.start_prefetch()
+    return iterator
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Threads and processes begun here never hear Ctrl-C or SIGTERM, not even while they import."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _place(

@@ -30,14 +30,14 @@ RECIPES = {
     "source=TextFiles(('missing.txt',))": (65, "the file 'missing.txt' does not exist"),
     "source=TextFiles(('*.csv',))": (65, "no file matches '*.csv'"),
     "source=Texts(('', ' '))": (65, "the corpus has no documents (2 were empty)"),
-    "source=Texts(('a',))": (65, "documents of Texts hold no pair of tokens"),
+    "source=Texts(('a',))": (65, "Texts has just one distinct document, so none can be held out"),
     "source=JsonLines(('bad.jsonl',))": (65, "bad.jsonl:2"),
     "source=TextFiles(('latin.txt',))": (65, "latin.txt:2: invalid UTF-8 (byte 0xe9)"),
     "tokenizer=TokenizerFile('bad.jsonl')": (65, "bad.jsonl is not a tokenizer.json"),
     "tokenizer=TokenizerFile('none.json')": (65, "cannot read none.json: No such file"),
     "model=replace(MODEL, vocab=100)": (64, "make model.vocab at least 259"),
     "model=replace(MODEL, heads=3)": (64, "heads=3"),
-    "mesh=MeshShape(fsdp=16)": (64, "needs 16 devices and there are 8"),
+    "mesh=MeshShape(fsdp=16), batch=16": (64, "needs 16 devices and there are 8"),
     "mesh=MeshShape(fsdp=8), batch=12": (64, "12 rows"),
     "mesh=MeshShape(context=8), length=12": (64, "data.length=12 does not divide"),
     "mesh=MeshShape(tensor=8)": (64, "does not divide over tensor=8"),
@@ -45,7 +45,6 @@ RECIPES = {
     "steps=0": (64, "steps must be at least 1, not 0"),
     "steps=2": (64, "warmup must be below steps"),
     "name='a/b'": (64, "name='a/b' cannot be the name of a folder"),
-    "heldout=0.0001": (65, "the heldout documents of TextFiles hold no pair of tokens"),
 }
 
 
@@ -61,7 +60,7 @@ def test_a_recipe_that_cannot_be_trained(call: Call, tmp_path: Path, changes: st
 
 
 WORDS = {
-    "model.layer=3": "did you mean 'layers'?",
+    "model.layer=3": "did you mean 'model.layers'?",
     "steps=many": "steps must be int",
     "model.dim=1.5": "model.dim must be int",
     "optimizer=AdamX": "AdamX",
@@ -70,12 +69,11 @@ WORDS = {
     "checkpoints.every=0": "checkpoints.every is 0; it must be above 0",
     "--devices=some": "invalid int value: 'some'",
     "--devices=0": "--devices takes a number from 1 to 1024, not 0",
-    "--device=8 --dry": "",
     "--run=corpus.txt": "corpus.txt cannot be written",
 }
 
 
-@pytest.mark.parametrize("word", [word for word in WORDS if WORDS[word]])
+@pytest.mark.parametrize("word", WORDS)
 def test_a_word_that_does_not_fit(call: Call, tmp_path: Path, word: str) -> None:
     file = write_recipe(tmp_path)
     (tmp_path / "corpus.txt").write_text("text")
@@ -104,7 +102,8 @@ def test_a_file_that_is_no_recipe(call: Call, tmp_path: Path, text: str, said: s
 def test_a_recipe_that_is_not_there(call: Call, tmp_path: Path) -> None:
     status, err = call(tmp_path, "train", "quickstrat")
     assert status == 64 and "did you mean 'quickstart'?" in err
-    assert call(tmp_path, "train", "my.py") == (64, "there is no file my.py")
+    status, err = call(tmp_path, "train", "my.py")
+    assert status == 64 and err.startswith("there is no file my.py")
 
 
 RUNS = {

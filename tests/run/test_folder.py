@@ -171,17 +171,25 @@ def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path, place: str) -
     )
 
 
-@pytest.mark.parametrize("limit", [4_000, 60_000])
-def test_a_full_disk_ends_in_one_sentence(ended: Path, tmp_path: Path, limit: int) -> None:
-    """The limit on a file's size has the effect of a full disk: on the recipe, on the numbers."""
-    file = write_recipe(ended, "steps=2000, evaluation=None, samples=None")
+FULL = {
+    "the recipe": (4_000, "", "cannot be written: File too large"),
+    "the numbers": (60_000, "", "cannot be written: File too large"),
+    "a checkpoint": (60_000, "logging=Logging(writers=())", "step 5 could not be saved in "),
+}
 
-    words = ("train", file, "--run", tmp_path / "run", "--devices", 1, "checkpoints.every=3000")
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_ends_in_one_sentence(ended: Path, tmp_path: Path, what: str) -> None:
+    """A limit on the size of a file has the effect of a full disk."""
+    limit, changes, said = FULL[what]
+    file = write_recipe(ended, f"steps=2000, evaluation=None, samples=None, {changes}")
+    every = 5 if changes else 3000
+    words = ("train", file, "--run", tmp_path / "run", "--devices", 1, f"checkpoints.every={every}")
     child = start(*words, cwd=ended)
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
     status, out, err = finish(child)
     assert (status, err.count("\n")) == (66, 1), err
-    assert err.startswith("jscale: error: ") and "cannot be written: File too large" in err
+    assert err.startswith("jscale: error: ") and said in err
 
 
 def test_saves_by_the_clock(tmp_path: Path) -> None:

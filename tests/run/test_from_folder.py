@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from run.tiny import call, contents, tiny, train
 
+from jscale.config.data import to_data
 from jscale.generate import Sampling
 from jscale.launch.cli import main
 from jscale.mesh import MeshShape
@@ -53,7 +54,7 @@ def test_every_mesh_writes_the_same_text(again: Path) -> None:
 
 def test_a_run_of_more_devices_than_there_are_is_opened_on_those(again: Path) -> None:
     recipe = json.loads((again / "run/recipe.json").read_text())
-    recipe["mesh"] = {"type": "jscale.mesh.shape:MeshShape", "fsdp": 64}
+    recipe["mesh"] = to_data(MeshShape(stage=64))
     (again / "run/recipe.json").write_text(json.dumps(recipe))
     run = open_run(again / "run")
     assert run.task.layout.mesh.size == 8

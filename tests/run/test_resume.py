@@ -79,13 +79,12 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(straight: tuple[int, Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_run_that_is_killed_at_random_moments(straight: tuple[int, Path], seed: int) -> None:
     devices, wanted = straight
     chance = np.random.default_rng(seed)
-    for _ in range(20):
-        if drive(wanted.parent, devices, "seconds", chance.uniform(0, 2)) == 0:
-            break
+    for _ in range(8):
+        drive(wanted.parent, devices, "seconds", chance.uniform(0.5, 4))
     assert drive(wanted.parent, devices) == 0
     assert_same_run(wanted.parent / "run", wanted)
 
