@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from jscale.recipe import Samples
 from jscale.trainer import Trainer
 
 
@@ -31,8 +32,10 @@ def say_goodbye(
     known = [f"{k} {v:,.4g}" for k, v in figures.items() if v is not None]
     if known:
         say("; ".join([f"step {trainer.step}", *known]))
-    prompt = recipe.samples.prompts[0] if recipe.samples else "def "
-    say(f"--- a sample\n{prompt}{trainer.generate([prompt])[0]}\n---")
+    samples = recipe.samples or Samples(prompts=("The",))
+    prompt = samples.prompts[0]
+    text = trainer.generate([prompt], samples.length, samples.sampling, seed=trainer.step)[0]
+    say(f"--- a sample\n{prompt}{text}\n---")
     phases = sorted(trainer.seconds.items(), key=lambda item: -item[1])
     say("time: " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases[:5]))
     path = shlex.quote(str(folder))

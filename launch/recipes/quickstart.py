@@ -6,6 +6,7 @@ Needs no download and no account; takes about two minutes on two processor cores
 
 from jscale.checkpoint import Checkpoints
 from jscale.data import BytePairs, StandardLibrary, TextData
+from jscale.generate import Sampling
 from jscale.models import Llama
 from jscale.optim import Cosine, Muon
 from jscale.recipe import Evaluation, Recipe, Samples
@@ -35,8 +36,13 @@ def recipe() -> Recipe:
         ),
         # Muon learns this in half the steps of AdamW.
         optimizer=Muon(peak=6e-3, schedule=Cosine(warmup=0.04)),
-        steps=600,
-        checkpoints=Checkpoints(every=100, keep=2),
-        evaluation=Evaluation(every=100, batches=16),
-        samples=Samples(prompts=("def ", "import "), every=200, length=64),
+        steps=450,
+        checkpoints=Checkpoints(every=75, keep=2),
+        evaluation=Evaluation(every=75, batches=16),
+        samples=Samples(
+            prompts=("def", "import"),
+            every=150,
+            length=64,
+            sampling=Sampling(temperature=0.6),  # lower: likelier; higher: more surprising
+        ),
     )
