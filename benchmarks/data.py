@@ -3,7 +3,7 @@
     python benchmarks/data.py [--length 2048] [--batch 32] [--steps 200]
 
 Builds the standard library's tokenizer and cache in a temporary folder, then feeds batches to the
-first device. Prints one JSON object: seconds to train and tokenize, tokens/s of each stage, and
+first device. Prints one JSON object and keeps it in benchmarks/results/data.json: seconds to train and tokenize, tokens/s of each stage, and
 the wait of a loop whose step takes `--step` seconds (median and 99th percentile, in milliseconds).
 """
 
@@ -12,11 +12,15 @@ import json
 import os
 import tempfile
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from jscale.data import BytePairs, Bytes, StandardLibrary, Stream, TextData, Whole, feed
+from jscale.environment import versions
+
+RESULT = Path(__file__).parent / "results" / "data.json"
 
 
 def measure_build(cache: str, length: int, batch: int) -> tuple[dict[str, float], Stream]:
@@ -99,8 +103,12 @@ def main() -> None:
             "wait_median_ms": 1e3 * float(np.median(waits)),
             "wait_p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
         }
-    described = {"platform": jax.default_backend(), "cores": os.cpu_count(), **vars(options)}
-    print(json.dumps(described | {name: float(f"{x:.4g}") for name, x in facts.items()}, indent=1))
+    machine = {"platform": jax.default_backend(), "cores": os.cpu_count(), "versions": versions()}
+    figures = {name: float(f"{x:.4g}") for name, x in facts.items()}
+    text = json.dumps({**machine, **vars(options), **figures}, indent=1)
+    print(text)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(text + "\n")
 
 
 if __name__ == "__main__":
