@@ -3,8 +3,9 @@
     python benchmarks/data.py [--length 2048] [--batch 32] [--steps 200]
 
 Builds the standard library's tokenizer and cache in a temporary folder, then feeds batches to the
-first device. Prints one JSON object and keeps it in benchmarks/results/data.json: seconds to train and tokenize, tokens/s of each stage, and
-the wait of a loop whose step takes `--step` seconds (median and 99th percentile, in milliseconds).
+first device. Prints one JSON object and keeps it in benchmarks/results/data.json: seconds to train
+and tokenize, tokens/s of each stage, and the wait of a loop whose step takes `--step` seconds
+(median and 99th percentile, in milliseconds).
 """
 
 import argparse
