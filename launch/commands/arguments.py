@@ -1,10 +1,11 @@
 """What commands share: `RECIPE [field=value ...]`, and complaints in one sentence."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jscale.config.load import Loaded, load, load_file
 from jscale.config.override import override, parse_overrides
@@ -12,6 +13,9 @@ from jscale.config.suggest import suggest
 from jscale.config.tree import nodes
 from jscale.config.why import Setting, why
 from jscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jscale.restored import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +58,21 @@ def recipe_parser(command: str, description: str) -> Parser:
         default=[],
         help="values to change: model.layers=4",
     )
+    add_imports(parser)
+    return parser
+
+
+def run_parser(command: str, description: str) -> Parser:
+    """A parser for `jscale COMMAND RUN [--step N] [--import FILE]`; add options to it."""
+    parser = Parser(prog=f"jscale {command}", description=description)
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--step", type=int, help="a checkpoint's step (the newest)")
+    add_imports(parser)
+    return parser
+
+
+def add_imports(parser: Parser) -> None:
+    """Let the user name files whose types a run folder's recipe may use."""
     parser.add_argument(
         "--import",
         dest="imports",
@@ -62,7 +81,21 @@ def recipe_parser(command: str, description: str) -> Parser:
         default=[],
         help="a Python file whose types the run folder's recipe uses (it is executed)",
     )
-    return parser
+
+
+def run_from(arguments: argparse.Namespace) -> "Run":
+    """The trained run that a `run_parser`'s arguments ask for; its notes go to standard error.
+
+    Raises:
+      UserError: the folder is no run, or what is in it cannot be used.
+    """
+    from jscale.restored import open_run
+
+    allow = [load_file(Path(file)) for file in arguments.imports]
+    run = open_run(Path(arguments.run).absolute(), arguments.step, allow)
+    for note in run.notes:
+        print(f"jscale: {note}", file=sys.stderr)
+    return run
 
 
 def recipe_from(arguments: argparse.Namespace) -> Resolved:

@@ -3,35 +3,26 @@
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jscale.launch.commands.arguments import Parser
-from jscale.launch.commands.generate import add_imports
+from jscale.launch.commands.arguments import run_from, run_parser
 from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the mean loss and the perplexity over the held-out rows."""
-    parser = Parser(prog="jscale evaluate", description="The loss on a run's held-out text.")
-    parser.add_argument("run", metavar="RUN", help="the folder of a run")
-    parser.add_argument("--step", type=int, help="a checkpoint's step (the newest)")
+    parser = run_parser("evaluate", "The loss on a run's held-out text.")
     parser.add_argument("--batches", type=int, help="batches at most (all)")
-    add_imports(parser)
     options = parser.parse_args(list(arguments))
     quiet()
-    from jscale.config.load import load_file
     from jscale.evaluate import heldout_means
-    from jscale.restored import open_run
     from jscale.session import open_corpus
 
-    allow = [load_file(Path(file)) for file in options.imports]
-    folder = Path(options.run).absolute()
-    run = open_run(folder, options.step, allow)
-    for note in run.notes:
-        print(f"jscale: {note}", file=sys.stderr)
-    with contextlib.chdir(started_in(folder)):  # a recipe may name its files from there
+    run = run_from(options)
+    with contextlib.chdir(
+        started_in(Path(options.run).absolute())
+    ):  # a recipe may name its files from there
         corpus = open_corpus(run.recipe, None)
     means = heldout_means(run.task, run.params, corpus, options.batches)
     print(json.dumps({"step": run.step, **means, **perplexity(means)}, indent=2))

@@ -3,9 +3,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from jscale.launch.commands.arguments import Parser
+from jscale.launch.commands.arguments import run_from, run_parser
 from jscale.launch.quiet import quiet
 
 
@@ -13,16 +12,11 @@ def main(arguments: Sequence[str]) -> int:
     """Print a continuation of each prompt."""
     options = parser().parse_args(list(arguments))
     quiet()
-    from jscale.config.load import load_file
     from jscale.generate import Sampling
-    from jscale.restored import open_run
     from jscale.text import continue_texts
 
     sampling = Sampling(options.temperature, options.top)
-    allow = [load_file(Path(file)) for file in options.imports]
-    run = open_run(Path(options.run), options.step, allow)
-    for note in run.notes:
-        print(f"jscale: {note}", file=sys.stderr)
+    run = run_from(options)
     texts = continue_texts(
         run.model,
         run.params,
@@ -39,27 +33,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="jscale generate", description="Continue prompts with a trained model.")
-    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser = run_parser("generate", "Continue prompts with a trained model.")
     parser.add_argument("--prompt", action="append", required=True, help="may be given repeatedly")
     parser.add_argument("--length", type=int, default=128, help="tokens at most (128)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (0.8)")
     parser.add_argument("--top", type=int, default=50, help="tokens to choose from (50)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
-    parser.add_argument("--step", type=int, help="a checkpoint's step (the newest)")
-    add_imports(parser)
     return parser
-
-
-def add_imports(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a Python file whose types the run's recipe uses (it is executed)",
-    )
 
 
 def show(text: str) -> None:
