@@ -20,9 +20,8 @@ def main(arguments: Sequence[str]) -> int:
     from jscale.session import open_corpus
 
     run = run_from(options)
-    with contextlib.chdir(
-        started_in(Path(options.run).absolute())
-    ):  # a recipe may name its files from there
+    started = started_in(Path(options.run).absolute())
+    with contextlib.chdir(started):  # a recipe may name its files from there
         corpus = open_corpus(run.recipe, None)
     means = heldout_means(run.task, run.params, corpus, options.batches)
     print(json.dumps({"step": run.step, **means, **perplexity(means)}, indent=2))
