@@ -48,7 +48,7 @@ class Watch(NamedTuple):
     """What the guard remembers from step to step."""
 
     skipped: Int[Array, ""]  # steps left out so far
-    streak: Int[Array, ""]  # steps left out in a row, up to now
+    streak: Int[Array, ""]  # steps in a row, up to now, that were not finite
     spikes: Int[Array, ""]
     seen: Int[Array, ""]  # losses behind the mean and the variance
     mean: Float[Array, ""]
@@ -69,24 +69,29 @@ def judge(
     """Whether to apply the step, and what to remember of it."""
     spike = finite & is_spike(guard.spike, watch, loss)
     skip = ~finite | (spike & bool(guard.spike and guard.spike.skip))
-    mean, variance = follow(guard.spike, watch, loss)
-    calm = finite & ~spike  # neither NaN nor a spike may move the statistics
+    # A spike counts as no more than the limit: one hardly moves the mean, a lasting change does.
+    mean, variance = follow(guard.spike, watch, jnp.minimum(loss, limit(guard.spike, watch)))
     watch = watch._replace(
         skipped=watch.skipped + skip,
-        streak=jnp.where(skip, watch.streak + 1, 0),
+        streak=jnp.where(finite, 0, watch.streak + 1),
         spikes=watch.spikes + spike,
-        seen=watch.seen + calm,
-        mean=jnp.where(calm, mean, watch.mean),
-        variance=jnp.where(calm, variance, watch.variance),
+        seen=watch.seen + finite,
+        mean=jnp.where(finite, mean, watch.mean),
+        variance=jnp.where(finite, variance, watch.variance),
     )
     return ~skip, rescale(watch, finite) if scaled else watch
 
 
 def is_spike(spike: Spike | None, watch: Watch, loss: Float[Array, ""]) -> Bool[Array, ""]:
+    return loss > limit(spike, watch)
+
+
+def limit(spike: Spike | None, watch: Watch) -> Float[Array, ""]:
+    """The loss above which a step is a spike; infinite while it is too early to say."""
     if spike is None:
-        return jnp.zeros((), bool)
-    limit = watch.mean + spike.sigmas * jnp.sqrt(watch.variance)
-    return (loss > limit) & (watch.seen >= spike.window)
+        return jnp.full((), jnp.inf)
+    above = watch.mean + spike.sigmas * jnp.sqrt(watch.variance)
+    return jnp.where(watch.seen >= spike.window, above, jnp.inf)
 
 
 def follow(

@@ -2,15 +2,18 @@
 
 # B batch, T length, V vocabulary.
 
+import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from jscale.errors import ConfigError
+from jscale.errors import ConfigError, UserError
 from jscale.models.model import Model, Params
 
 Batch = Mapping[str, Shaped[Array, "B ..."]]
@@ -26,6 +29,54 @@ class Terms(NamedTuple):
     losses: Float[Array, "*terms"]
     weights: Float[Array, "*terms"]
     metrics: dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+RESERVED = frozenset("loss tokens grad_norm skipped streak spikes scale rate".split())
+
+
+def checked(terms: Any) -> Terms:
+    """What a loss has returned, if it is as it must be.
+
+    Raises:
+        ConfigError: it is no `Terms`, a loss lacks its weight, or a metric its own name or weight.
+    """
+    if not isinstance(terms, Terms):
+        raise ConfigError(f"a loss returns Terms(losses, weights, metrics), not {terms!r:.80}")
+    if terms.losses.shape != terms.weights.shape:
+        raise ConfigError(
+            f"a loss gives each term its weight: {terms.losses.shape} losses and"
+            f" {terms.weights.shape} weights do not match"
+        )
+    for name, metric in terms.metrics.items():
+        if name in RESERVED:
+            raise ConfigError(f"a metric of a loss cannot be named {name!r}: the step reports one")
+        if not (isinstance(metric, tuple) and len(metric) == 2):
+            raise ConfigError(f"the metric {name!r} must be (sum of value times weight, weight)")
+    return terms
+
+
+def evaluate_loss(
+    loss: "Loss", model: Model, params: Params, batch: Batch, rng: PRNGKeyArray
+) -> Terms:
+    """The terms of a loss; a mistake in a user's own loss is told as theirs, with its line.
+
+    Raises:
+        ConfigError: a loss that is not jscale's own failed, or returned what it must not.
+    """
+    try:
+        return checked(loss(model, params, batch, rng))
+    except UserError:
+        raise
+    except Exception as error:
+        home = sys.modules.get(type(loss).__module__)
+        file = getattr(home, "__file__", None)
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        if type(loss).__module__.startswith("jscale.") or not lines:
+            raise
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise ConfigError(
+            f"the loss {type(loss).__name__} failed at {Path(str(file)).name}:{lines[-1]}: {reason}"
+        ) from error
 
 
 @runtime_checkable

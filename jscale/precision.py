@@ -14,7 +14,7 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Precision:
-    """dtypes by name: float32, bfloat16 or float16.
+    """dtypes by name: float32 or bfloat16, and float16 for `compute`.
 
     Weights are kept in `store`, activations are of `compute`, and gradients are computed, summed
     over microbatches and reduced over devices in `reduce`. With compute="float16" the loss is
@@ -29,11 +29,13 @@ class Precision:
     reduce: str = "float32"
 
     def __post_init__(self) -> None:
-        for field in ("store", "compute", "reduce"):
+        # The range of float16 is too small for weights, moments and sums of gradients.
+        choices = {"store": FLOATS[:2], "compute": FLOATS, "reduce": FLOATS[:2]}
+        for field, allowed in choices.items():
             name = getattr(self, field)
-            if name not in FLOATS:
+            if name not in allowed:
                 raise ConfigError(
-                    f"precision.{field} cannot be {name!r}; {did_you_mean(name, FLOATS)}"
+                    f"precision.{field} cannot be {name!r}; {did_you_mean(name, allowed)}"
                 )
 
     @property

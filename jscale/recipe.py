@@ -70,6 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ConfigError(f"steps must be at least 1, not {self.steps}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 2**32 - 1, not {self.seed}")
         if self.accumulate < 1:
             raise ConfigError(f"accumulate must be at least 1, not {self.accumulate}")
         if not self.name or set(self.name) & set('/\\:*?"<>|') or self.name.startswith("."):

@@ -53,13 +53,16 @@ class Signals:
     def __init__(self) -> None:
         self.asked: int | None = None
         self._at_once = False
+        self._left = True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         self.asked = None
+        self._left = False
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._hear)
+                if signal.getsignal(signum) != self._hear:
+                    self._before[signum] = signal.signal(signum, self._hear)
         return self
 
     @contextmanager
@@ -81,10 +84,20 @@ class Signals:
             raise Stopped(signum)
 
     def __exit__(self, *error: object) -> None:
-        for signum, handler in self._before.items():
-            # None: it was set by other than Python, which cannot put it back.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-        self._before.clear()
+        self._left = True
+        for signum in self._before:
+            if signal.getsignal(signum) == self._hear:  # else another one entered later and stays
+                handler = self._handler_before(signum)
+                # None: it was set by other than Python, which cannot put it back.
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def _handler_before(self, signum: int) -> Any:
+        """Who heard the signal before, passing over those who have left in the meantime."""
+        handler = self._before[signum]
+        owner = getattr(handler, "__self__", None)
+        if isinstance(owner, Signals) and owner._left:
+            return owner._handler_before(signum)
+        return handler
 
 
 def aside(call: Callable[[], T]) -> T:

@@ -11,6 +11,12 @@ from jscale.mesh import Layout
 from jscale.models.model import Model, Params
 
 
+def check_several(texts: Sequence[str]) -> None:
+    """Raise `ConfigError` for one text where a list of them is taken: its letters would be them."""
+    if isinstance(texts, str):
+        raise ConfigError(f"give a list of texts, [{texts[:40]!r}], not one text")
+
+
 def continue_texts(
     model: Model,
     params: Params,
@@ -32,6 +38,7 @@ def continue_texts(
         check_text(prompt)
     if not -(2**63) <= seed < 2**63:
         raise ConfigError(f"the seed must fit into 64 bits, and {seed} does not")
+    check_several(prompts)
     documents = tokenizer.encode_documents(list(prompts))
     rows = generate(
         model,

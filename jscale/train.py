@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from jscale.accumulate import Sums, add, gradients
 from jscale.guard import Guard, Watch, judge
-from jscale.losses import Batch, Loss
+from jscale.losses import Batch, Loss, evaluate_loss
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
 from jscale.optim.placement import state_axes
@@ -102,7 +102,7 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     where = task.layout.weight_shardings(task.model.shapes, task.model.axes)
     with task.layout.active():
-        terms = lambda params, batch, rng: task.loss(task.model, params, batch, rng)
+        terms = partial(evaluate_loss, task.loss, task.model)
         params = cast(state.params, task.precision.reduce)
         grads, sums = gradients(terms, params, batch, rng, task.accumulate, state.watch.scale)
     # Left free, a gradient may come back without its sharding: pin it.
@@ -155,6 +155,6 @@ def make_evaluation(task: Task) -> Callable[[Params, Batch], Sums]:
 
     def evaluate(params: Params, batch: Batch) -> Sums:
         with task.layout.active():
-            return add(task.loss(task.model, params, batch, jax.random.key(0)))
+            return add(evaluate_loss(task.loss, task.model, params, batch, jax.random.key(0)))
 
     return jax.jit(evaluate, out_shardings=task.layout.replicated())

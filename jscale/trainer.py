@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from jscale import train
 from jscale.compiled import Compilation, Compiled
 from jscale.data.feed import feed
-from jscale.errors import NumericError
+from jscale.errors import ConfigError, NumericError
 from jscale.evaluate import heldout_means
 from jscale.events import Callback, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from jscale.flops import flops_per_token
@@ -32,7 +32,7 @@ from jscale.samples import write_samples
 from jscale.score import score
 from jscale.session import Session
 from jscale.signals import Signals, Stopped
-from jscale.text import continue_texts
+from jscale.text import check_several, continue_texts
 
 SHOWN = ("loss", "tokens_per_second", "mfu", "eta_seconds")
 
@@ -66,7 +66,11 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: Progress | None = None,
     ) -> None:
+        if not isinstance(recipe, Recipe):
+            hint = ": call it" if callable(recipe) else ""
+            raise ConfigError(f"a Trainer takes a Recipe, not a {type(recipe).__name__}{hint}")
         self.recipe, self.callbacks, self._progress = recipe, list(callbacks), progress
+        self._closed = False
         self.seconds: dict[str, float] = {}  # by phase
         self._throughput: Throughput | None = None
         self._values: dict[str, float] = {}  # the newest, by name
@@ -114,8 +118,10 @@ class Trainer:
             Stopped: by Ctrl-C or SIGTERM; everything is saved.
             NumericError: too many steps in a row whose loss or gradient was not finite.
         """
+        self._check_open()
         if self.step >= self.recipe.steps and not self._owed:
             return
+        begun, skipped = self.step, self._counts["skipped"]
         with self._signals as signals:
             try:
                 yield from self._steps()
@@ -124,6 +130,11 @@ class Trainer:
             self._finish()
             if signals.asked is not None and (self._owed or self.step < self.recipe.steps):
                 raise Stopped(signals.asked, self.step or None)
+        if self.step > begun and self._counts["skipped"] - skipped == self.step - begun:
+            raise NumericError(
+                f"not one of the {self.step - begun} steps could be applied: the loss or its"
+                " gradient was never finite. Look at the loss and at the data"
+            )
 
     def _steps(self) -> Iterator[Record]:
         stream, workers = self.session.corpus.train, self.recipe.data.workers
@@ -156,6 +167,7 @@ class Trainer:
 
     def predict(self, texts: Sequence[str]) -> list[np.ndarray]:
         """For each text, the log-probability of every token after its first."""
+        check_several(texts)
         rows = self.session.corpus.tokenizer.encode_documents(list(texts))
         return score(self.task.model, self.evaluation_params, rows, self.task.layout)
 
@@ -184,6 +196,7 @@ class Trainer:
         Raises:
             CheckpointError: this save or the one before failed; earlier steps are intact.
         """
+        self._check_open()
         if self._saved == self.step:
             return
         self._report(self._pending.drain())  # what is saved has its numbers in the files
@@ -211,8 +224,13 @@ class Trainer:
 
     def close(self) -> None:
         """Write what is pending, wait for the last save, and give the folder back."""
+        self._closed = True
         with self._held:
             self._report(self._pending.drain())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("this trainer is closed and its folder given back: make a new one")
 
     def __enter__(self) -> "Trainer":
         return self
@@ -224,11 +242,14 @@ class Trainer:
         trace: TracebackType | None,
     ) -> None:
         if kind is not None:  # what is pending may be what went wrong
+            self._closed = True
             self._held.close()
             return
-        with self._held:
-            if self._saved != self.step:  # a loop left by `break` loses nothing
-                self._finish()
+        if not self._closed:
+            with self._held:
+                if self._saved != self.step:  # a loop left by `break` loses nothing
+                    self._finish()
+        self._closed = True
 
     def _recall(self) -> None:
         """What the folder and the state know of the run up to now."""
@@ -266,13 +287,25 @@ class Trainer:
         self.session.store.poll()
         evaluation, samples = self.recipe.evaluation, self.recipe.samples
         last = step >= self.recipe.steps
-        if evaluation and self.session.corpus.heldout and (last or step % evaluation.every == 0):
-            self._evaluate(step, evaluation.batches)
-        if samples and (last or step % samples.every == 0):
-            self._sample(step, samples)
+        try:
+            if (
+                evaluation
+                and self.session.corpus.heldout
+                and (last or step % evaluation.every == 0)
+            ):
+                self._evaluate(step, evaluation.batches)
+            if samples and (last or step % samples.every == 0):
+                self._sample(step, samples)
+        except Exception:
+            self.save()  # what fails here does not cost what was trained
+            raise
         self._owed = False
         if last or self.session.store.due(step):
             self.save()
+
+    @property
+    def _heldout(self) -> bool:
+        return self.session.corpus.heldout is not None
 
     def _evaluate(self, step: int, batches: int | None) -> None:
         self._report(self._pending.drain())  # in order, and they are waited for in any case
@@ -319,10 +352,12 @@ class Trainer:
                 )
 
     def _warn(self, step: int, values: Mapping[str, float]) -> None:
-        for name, what in (("skipped", "was left out: not finite"), ("spikes", "is a spike")):
-            if values[name] > self._counts[name]:
-                self.tell(Noted(f"step {step} {what} (loss {values['loss']:.4g})"))
-                self._counts[name] = int(values[name])
+        more = {name for name in self._counts if values[name] > self._counts[name]}
+        if more:
+            what = "is a spike" if "spikes" in more else "was not finite"
+            left_out = " and was left out" if "skipped" in more else ""
+            self.tell(Noted(f"step {step} {what}{left_out} (loss {values['loss']:.4g})"))
+            self._counts = {name: int(values[name]) for name in self._counts}
 
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}

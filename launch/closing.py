@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from jscale.recipe import Samples
 from jscale.trainer import Trainer
 
 
@@ -22,7 +21,7 @@ def say_goodbye(
     """
     recipe, name = trainer.recipe, folder
     if not trained:
-        say(f"{name} is finished: {recipe.steps} steps. Train longer with steps=...")
+        say(f"{name} is at step {trainer.step} of {recipe.steps}. Train longer with steps=...")
     values = trainer.summary()["values"]
     figures = {
         "loss": values.get("train/loss"),
@@ -32,10 +31,11 @@ def say_goodbye(
     known = [f"{k} {v:,.4g}" for k, v in figures.items() if v is not None]
     if known:
         say("; ".join([f"step {trainer.step}", *known]))
-    samples = recipe.samples or Samples(prompts=("The",))
-    prompt = samples.prompts[0]
-    text = trainer.generate([prompt], samples.length, samples.sampling, seed=trainer.step)[0]
-    say(f"--- a sample\n{prompt}{text}\n---")
+    prompt = recipe.samples.prompts[0] if recipe.samples else "The"
+    if recipe.samples:
+        length, sampling = recipe.samples.length, recipe.samples.sampling
+        text = trainer.generate([prompt], length, sampling, seed=trainer.step)[0]
+        say(f"--- a sample\n{prompt}{text}\n---")
     phases = sorted(trainer.seconds.items(), key=lambda item: -item[1])
     say("time: " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases[:5]))
     path = shlex.quote(str(folder))

@@ -2,8 +2,8 @@
 
 Python hears signals only between its own instructions, and a step or a compilation may take
 minutes. Here the interpreter writes each signal's number into a socket as it arrives, and a thread
-reads them. It gives the program a moment to end by itself. What was saved stands: a step is
-committed by one rename or not at all.
+reads them and leaves at the second. What was saved stands: a step is committed by one rename or not
+at all.
 """
 
 import os
@@ -14,13 +14,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-GRACE = 2.0  # seconds
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}
 SHOW_CURSOR = "\x1b[?25h"  # a living progress line hides it
 
 
 @contextmanager
-def second_signal_ends(grace: float = GRACE) -> Iterator[None]:
+def second_signal_ends() -> Iterator[None]:
     """A block that two signals end for certain. In the main thread of a program of ours alone: it
     must not be used where another program (a notebook) owns the process."""
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +29,7 @@ def second_signal_ends(grace: float = GRACE) -> Iterator[None]:
     writer.setblocking(False)
     over = threading.Event()
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=watch, args=(reader, over, grace), daemon=True).start()
+    threading.Thread(target=watch, args=(reader, over), daemon=True).start()
     try:
         yield
     finally:
@@ -39,8 +38,8 @@ def second_signal_ends(grace: float = GRACE) -> Iterator[None]:
         writer.close()  # the thread reads the end
 
 
-def watch(reader: socket.socket, over: threading.Event, grace: float) -> None:
-    """Count the signals, and leave at the second one unless the block ends soon."""
+def watch(reader: socket.socket, over: threading.Event) -> None:
+    """Count the signals, and leave at the second one unless the block has ended."""
     heard: list[int] = []
     with reader:
         while len(heard) < 2:
@@ -48,7 +47,7 @@ def watch(reader: socket.socket, over: threading.Event, grace: float) -> None:
             if not numbers:
                 return
             heard += [number for number in numbers if number in STATUS]
-    if over.wait(grace):
+    if over.is_set():
         return
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), SHOW_CURSOR.encode())

@@ -32,7 +32,7 @@ class Config(Protocol):
     def build(self, rngs: nnx.Rngs, compute: DTypeLike) -> nnx.Module: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: a config may hold mappings
 class Model:
     """A network without its weights: the shapes and logical axes of these, and its mathematics.
 

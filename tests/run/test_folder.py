@@ -53,7 +53,7 @@ def test_a_finished_run_that_is_started_again_says_so_and_trains_nothing(
     summary = json.loads((again / "run/summary.json").read_text())
     assert main(["train", str(file), "--run", "run"]) == 0
     out = capsys.readouterr().out
-    assert "run is finished: 10 steps. Train longer with steps=..." in out
+    assert "run is at step 10 of 10. Train longer with steps=..." in out
     assert f"loss {summary['values']['train/loss']:,.4g}" in out and "compiling" not in out
     assert "recipes copy" not in out  # it is a recipe of the user's own
     after = contents(again / "run" / "checkpoints"), (again / "run/metrics.jsonl").read_bytes()

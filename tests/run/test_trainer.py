@@ -1,6 +1,7 @@
 """The trainer in a program of one's own: a plain `for`, its events, its files."""
 
-from dataclasses import replace
+import signal
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from jscale.events import Evaluated, Event, Noted, Sampled, Saved, Stepped
 from jscale.guard import Guard, Spike
 from jscale.launch.cli import main
 from jscale.metrics import Logging, read_lines
+from jscale.models import Llama
 from jscale.optim import AdamW, Averaged, Constant, ScheduleFree
 from jscale.recipe import Evaluation
 from jscale.trainer import Trainer
@@ -139,7 +141,7 @@ def test_a_run_that_diverges_stops_and_says_so(
     assert main(["train", str(file), "guard.abort_after=3", "checkpoints.every=2"]) == 72
     out, err = capsys.readouterr()
     assert err.startswith("jscale: error: the loss or its gradient was not finite for 3 steps")
-    assert err.count("\n") == 1 and out.count("was left out: not finite") == 3
+    assert err.count("\n") == 1 and out.count("was not finite and was left out") == 3
     skipped = written(tmp_path / "runs/tiny", "train/skipped")
     assert [count for _, count in skipped][-3:] == [1, 2, 3]
 
@@ -195,3 +197,44 @@ def test_the_last_step_is_written_whatever_the_rhythm(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, steps=7, logging=Logging(every=100), samples=None, evaluation=None)
     train(recipe, tmp_path / "run")
     assert [step for step, _ in written(tmp_path / "run", "train/loss")] == [1, 7]
+
+
+def test_a_closed_trainer_trains_no_more(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(tmp_path), tmp_path / "run")
+    trainer.close()
+    with Trainer(tiny(tmp_path), tmp_path / "run") as other:
+        with pytest.raises(ValueError, match="this trainer is closed"):
+            next(iter(trainer))
+        assert other.step == 0
+
+
+def test_trainers_stepped_together_give_the_signals_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    recipe = tiny(tmp_path, steps=3, evaluation=None, samples=None)
+    with Trainer(recipe, tmp_path / "a") as a, Trainer(recipe, tmp_path / "b") as b:
+        pairs = [(x.step, y.step) for x, y in zip(a, b, strict=True)]
+    assert pairs == [(1, 1), (2, 2), (3, 3)]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_text_where_several_are_taken_is_named(tmp_path: Path) -> None:
+    with Trainer(tiny(tmp_path), tmp_path / "run") as trainer:
+        for call in (trainer.generate, trainer.predict):
+            with pytest.raises(ValueError, match="give a list of texts"):
+                call("def ")
+
+
+@dataclass(frozen=True)
+class Annotated(Llama):
+    """A model whose config holds a mapping, and so has no hash."""
+
+    notes: dict[str, int] = field(default_factory=lambda: {"a": 1})
+
+
+def test_a_model_with_a_mapping_trains_and_samples(tmp_path: Path) -> None:
+    base = tiny(tmp_path).model
+    assert isinstance(base, Llama)
+    model = Annotated(**{f.name: getattr(base, f.name) for f in fields(base)})
+    with Trainer(tiny(tmp_path, model=model, steps=4), tmp_path / "run") as trainer:
+        assert trainer.fit()["step"] == 4
+    assert (tmp_path / "run" / "samples.txt").exists()

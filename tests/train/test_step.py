@@ -87,6 +87,14 @@ def test_spikes_are_seen_against_the_recent_past():
     assert int(follow([2.0, 9.0], guard)[1].spikes) == 0, "too early to say"
 
 
+def test_a_lasting_change_of_the_loss_stops_being_a_spike():
+    calm = list(2 + 0.1 * np.random.default_rng(0).standard_normal(200))
+    guard = Guard(spike=Spike(sigmas=4.0, window=32, skip=True))
+    applied, watch = follow([*calm, *[4.0] * 200], guard)
+    assert applied and 0 < int(watch.spikes) < 150
+    assert int(watch.streak) == 0, "a spike is finite: it does not end the run"
+
+
 def test_float16_finds_its_scale():
     half = task(precision=Precision(compute="float16"), model=Model(DECODERS["llama"], "float16"))
     state, seen = run(half, [batch()] * 3)
@@ -159,3 +167,28 @@ def test_state_is_born_sharded_and_stays_where_it_was():
         state, _ = train.make_step(here)(state, batch())
     up = state.optimizer[0].mu["blocks"]["block"]["feed"]["up"]
     assert up.sharding.shard_shape(up.shape) == (2, 8, 32)
+
+
+class Mistaken:
+    """A loss that is wrong in a way of its own."""
+
+    def __init__(self, mistake):
+        self.mistake = mistake
+
+    def __call__(self, model, params, batch, rng):
+        return self.mistake(NextToken()(model, params, batch, rng))
+
+
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        (lambda t: t.losses.sum(), "a loss returns Terms"),
+        (lambda t: t._replace(weights=t.weights[:, :1]), r"\(4, 16\) losses and \(4, 1\) weights"),
+        (lambda t: t._replace(metrics={"a": t.losses.sum()}), "the metric 'a' must be"),
+        (lambda t: t._replace(metrics={"loss": (1.0, 1.0)}), "cannot be named 'loss'"),
+        (lambda t: t.losses["x"], r"the loss Mistaken failed at test_step.py:\d+: TypeError"),
+    ],
+)
+def test_a_mistake_in_a_loss_is_told_as_the_users(mistake, message):
+    with pytest.raises(ValueError, match=message):
+        run(task(loss=Mistaken(mistake)), [batch()])
