@@ -1,6 +1,6 @@
 """The train step: one for every objective."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -90,11 +90,6 @@ def sharding_of(layout: Layout) -> Callable[[str, tuple[int, ...]], NamedShardin
         return layout.activation_sharding(*axes, *(None,) * (len(shape) - len(axes)))
 
     return where
-
-
-def batch_shardings(layout: Layout, batch: Mapping[str, Any]) -> dict[str, NamedSharding]:
-    """The shardings of a batch's arrays by name."""
-    return {name: sharding_of(layout)(name, x.shape) for name, x in batch.items()}
 
 
 def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -303,10 +303,6 @@ class Trainer:
         if last or self.session.store.due(step):
             self.save()
 
-    @property
-    def _heldout(self) -> bool:
-        return self.session.corpus.heldout is not None
-
     def _evaluate(self, step: int, batches: int | None) -> None:
         self._report(self._pending.drain())  # in order, and they are waited for in any case
         with self._phase("evaluating"), self._signals.at_once():

@@ -83,10 +83,6 @@ class Rules:
     overrides: tuple[Override, ...] = ()
     yields: tuple[str, ...] = ()
 
-    def with_activations(self, **axes: MeshAxes) -> "Rules":
-        """These rules with other axes for some activations."""
-        return replace(self, activations={**self.activations, **axes})
-
     def with_weights(self, **axes: MeshAxes) -> "Rules":
         """These rules with other axes for some weights: `Rules().with_weights(embed="data")`."""
         return replace(self, weights={**self.weights, **axes})

@@ -141,8 +141,3 @@ def make_mesh(
 def abstract_mesh(shape: MeshShape) -> AbstractMesh:
     """The mesh without devices: shardings, shapes and lowering work on it, running does not."""
     return AbstractMesh(astuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def sizes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
-    """The size of each mesh axis by name."""
-    return dict(mesh.shape)

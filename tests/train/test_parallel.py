@@ -63,7 +63,8 @@ def task(config, axes, accumulate=1):
 def loss_and_grads(task):
     state = train.init(task, jax.random.key(0))
     before = jax.device_get(state.params)
-    where = train.batch_shardings(task.layout, batch())
+    sharding_of = train.sharding_of(task.layout)
+    where = {name: sharding_of(name, x.shape) for name, x in batch().items()}
     state, metrics = train.make_step(task)(state, jax.device_put(batch(), where))
     return float(metrics["loss"]), float(metrics["grad_norm"]), before, state.optimizer
 
