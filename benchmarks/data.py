@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from jscale.data import BytePairs, Bytes, StandardLibrary, Stream, TextData, Whole, feed
-from jscale.environment import versions
+from jscale.run.environment import versions
 
 RESULT = Path(__file__).parent / "results" / "data.json"
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jscale.mesh import simulate as simulate
     from jscale.models.model import Model as Model
     from jscale.recipe import Recipe as Recipe
-    from jscale.restored import open_run as open_run
-    from jscale.trainer import Trainer as Trainer
+    from jscale.run.restored import open_run as open_run
+    from jscale.run.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -28,9 +28,9 @@ _HOMES = {
     "Recipe": "jscale.recipe",
     "Rules": "jscale.mesh",
     "Sampling": "jscale.generate",
-    "Trainer": "jscale.trainer",
+    "Trainer": "jscale.run.trainer",
     "make_mesh": "jscale.mesh",
-    "open_run": "jscale.restored",
+    "open_run": "jscale.run.restored",
     "simulate": "jscale.mesh",
 }
 

@@ -17,7 +17,7 @@ from jscale.checkpoint.names import named_leaves
 from jscale.config.data import write
 from jscale.errors import CheckpointError, ConfigError
 from jscale.precision import FLOATS, cast
-from jscale.restored import Run
+from jscale.run.restored import Run
 
 SHARD = 4 << 30  # bytes of one file at most, but for a single larger array
 

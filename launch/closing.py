@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 
 def say_goodbye(

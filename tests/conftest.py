@@ -19,6 +19,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def pytest_report_header() -> str:
-    from jscale.environment import versions  # here, so that its types are checked as it is loaded
+    from jscale.run.environment import (
+        versions,  # here, so that its types are checked as it is loaded
+    )
 
     return "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items())

@@ -15,7 +15,7 @@ from jscale.config.why import Setting, why
 from jscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jscale.restored import Run
+    from jscale.run.restored import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,7 +89,7 @@ def run_from(arguments: argparse.Namespace) -> "Run":
     Raises:
       UserError: the folder is no run, or what is in it cannot be used.
     """
-    from jscale.restored import open_run
+    from jscale.run.restored import open_run
 
     allow = [load_file(Path(file)) for file in arguments.imports]
     run = open_run(Path(arguments.run).absolute(), arguments.step, allow)

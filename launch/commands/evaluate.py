@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     quiet()
     from jscale.evaluate import heldout_means
-    from jscale.session import open_corpus
+    from jscale.run.session import open_corpus
 
     run = run_from(options)
     started = started_in(Path(options.run).absolute())

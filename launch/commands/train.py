@@ -88,12 +88,12 @@ def shipped_name(resolved: Resolved) -> str | None:
 
 def train(recipe: Any, folder: Path, shipped: str | None) -> int:
     """The run, with its display; the exit status."""
-    from jscale.programs import keep_programs
+    from jscale.run.programs import keep_programs
 
     keep_programs()
     from jscale.launch.closing import say_goodbye
     from jscale.metrics.progress import Progress
-    from jscale.trainer import Trainer
+    from jscale.run.trainer import Trainer
 
     with Progress(recipe.steps, every=recipe.logging.every) as progress:
         with Trainer(recipe, folder, progress=progress) as trainer:

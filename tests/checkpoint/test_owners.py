@@ -19,7 +19,7 @@ from jscale.checkpoint.lease import Lease
 from jscale.checkpoint.store import Store
 from jscale.checkpoint.verify import damage
 from jscale.errors import CheckpointError
-from jscale.runfolder import RunFolder, atomic_write
+from jscale.run.runfolder import RunFolder, atomic_write
 
 HOLDER = """
 import sys

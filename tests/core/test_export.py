@@ -17,7 +17,7 @@ from jscale.models import Llama
 from jscale.optim import AdamW
 from jscale.prepare import task_of
 from jscale.recipe import Recipe
-from jscale.restored import Run
+from jscale.run.restored import Run
 
 
 def make_run() -> Run:

@@ -26,7 +26,7 @@ from jscale.checkpoint import Checkpoints, steps
 from jscale.errors import CheckpointError, ConfigError, DataError, UserError
 from jscale.launch.cli import main
 from jscale.recipe import Recipe
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

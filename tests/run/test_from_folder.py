@@ -12,8 +12,8 @@ from jscale.config.data import to_data
 from jscale.generate import Sampling
 from jscale.launch.cli import main
 from jscale.mesh import MeshShape
-from jscale.restored import open_run
-from jscale.trainer import Trainer
+from jscale.run.restored import open_run
+from jscale.run.trainer import Trainer
 
 PROMPTS = ("def ", "import argparse\n\nclass Parser:\n", "x")
 LIKELIEST = Sampling(temperature=0.0)

@@ -10,14 +10,14 @@ import pytest
 from run.tiny import environment, prints, tiny, written
 
 from jscale.mesh import MeshShape
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 DRIVER = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from jscale.events import Saved
+from jscale.run.events import Saved
 from jscale.mesh import MeshShape, simulate
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 devices, when, at = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 simulate(devices)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run.tiny import call, environment, finish, prints, start, tiny, wait_for, write_recipe, written
 
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 ENDLESS = ("steps=1000000", "evaluation.every=7", "samples=None", "checkpoints.every=1000000")
 

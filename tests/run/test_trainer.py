@@ -12,14 +12,14 @@ from run.tiny import prints, tiny, train, written
 from jscale.compiled import Compilation
 from jscale.errors import NumericError
 from jscale.evaluate import heldout_means
-from jscale.events import Evaluated, Event, Noted, Sampled, Saved, Stepped
 from jscale.guard import Guard, Spike
 from jscale.launch.cli import main
 from jscale.metrics import Logging, read_lines
 from jscale.models import Llama
 from jscale.optim import AdamW, Averaged, Constant, ScheduleFree
 from jscale.recipe import Evaluation
-from jscale.trainer import Trainer
+from jscale.run.events import Evaluated, Event, Noted, Sampled, Saved, Stepped
+from jscale.run.trainer import Trainer
 
 
 def test_a_loop_that_is_left_goes_on_where_it_was(ended: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from jscale.metrics import Logging, read_lines
 from jscale.models import Llama
 from jscale.optim import AdamW, Constant
 from jscale.recipe import Evaluation, Recipe, Samples
-from jscale.trainer import Trainer
+from jscale.run.trainer import Trainer
 
 TESTS = Path(__file__).parents[1]
 TEXT = Path(argparse.__file__).read_text()[:40_000]

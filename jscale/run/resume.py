@@ -13,7 +13,7 @@ from jscale.config.show import text
 from jscale.data.corpus import Corpus
 from jscale.errors import CheckpointError, ConfigError, DataError
 from jscale.recipe import Recipe
-from jscale.runfolder import RunFolder
+from jscale.run.runfolder import RunFolder
 
 # What may change between one start of a run and the next without changing what is being trained.
 FREE = set("steps mesh rules guard checkpoints evaluation samples logging name".split())

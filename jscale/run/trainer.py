@@ -17,7 +17,6 @@ from jscale.compiled import Compilation, Compiled
 from jscale.data.feed import feed
 from jscale.errors import ConfigError, NumericError
 from jscale.evaluate import heldout_means
-from jscale.events import Callback, Evaluated, Event, Noted, Sampled, Saved, Stepped
 from jscale.flops import flops_per_token
 from jscale.generate import Sampling
 from jscale.metrics.fetch import Pending
@@ -27,10 +26,11 @@ from jscale.metrics.throughput import Throughput
 from jscale.metrics.writers import Writers
 from jscale.models.model import Params
 from jscale.recipe import Recipe, Samples
-from jscale.runfolder import atomic_write, writing
-from jscale.samples import write_samples
+from jscale.run.events import Callback, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from jscale.run.runfolder import atomic_write, writing
+from jscale.run.samples import write_samples
+from jscale.run.session import Session
 from jscale.score import score
-from jscale.session import Session
 from jscale.signals import Signals, Stopped
 from jscale.text import check_several, continue_texts
 

@@ -14,12 +14,12 @@ from jscale.checkpoint.agreement import first_decides
 from jscale.checkpoint.store import Store
 from jscale.config.data import to_data
 from jscale.data.corpus import Corpus
-from jscale.environment import environment
 from jscale.errors import CheckpointError, ConfigError
 from jscale.prepare import real_mesh, task_of
 from jscale.recipe import Recipe
-from jscale.resume import agree, begun, check_data
-from jscale.runfolder import RunFolder, atomic_write, writing
+from jscale.run.environment import environment
+from jscale.run.resume import agree, begun, check_data
+from jscale.run.runfolder import RunFolder, atomic_write, writing
 from jscale.signals import aside
 
 Phase = Callable[[str], AbstractContextManager[None]]
