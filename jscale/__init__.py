@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jscale.communication import traffic as traffic
     from jscale.generate import Sampling as Sampling
     from jscale.mesh import Layout as Layout
     from jscale.mesh import MeshShape as MeshShape
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from jscale.mesh import make_mesh as make_mesh
     from jscale.mesh import simulate as simulate
     from jscale.models.model import Model as Model
+    from jscale.pictures import LivePlot as LivePlot
+    from jscale.pictures import draw as draw
     from jscale.recipe import Recipe as Recipe
     from jscale.run.restored import open_run as open_run
     from jscale.run.trainer import Trainer as Trainer
@@ -23,15 +26,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Layout": "jscale.mesh",
+    "LivePlot": "jscale.pictures",
     "MeshShape": "jscale.mesh",
     "Model": "jscale.models.model",
     "Recipe": "jscale.recipe",
     "Rules": "jscale.mesh",
     "Sampling": "jscale.generate",
     "Trainer": "jscale.run.trainer",
+    "draw": "jscale.pictures",
     "make_mesh": "jscale.mesh",
     "open_run": "jscale.run.restored",
     "simulate": "jscale.mesh",
+    "traffic": "jscale.communication",
 }
 
 

@@ -3,7 +3,7 @@
 # B rows of a batch, A microbatches, R rows of one.
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,25 +53,39 @@ def gradients(
     batch: Batch,
     rng: PRNGKeyArray,
     microbatches: int,
-    scale: Float[Array, ""],
+    scale: Float[Array, ""] | None,
 ) -> tuple[PyTree[Array], Sums]:
-    """The gradient of `scale` · Σ losses · weights / Σ weights, unscaled again, and the sums.
+    """The gradient of Σ losses · weights / Σ weights, and the sums.
 
-    Weighted by tokens, not by microbatches: the mean over the batch is the one that counts.
+    Weighted by tokens, not by microbatches: the mean over the batch is the one that counts. With a
+    `scale` the gradient is so many times as large on its way back, so that float16 holds it.
     """
 
     def objective(params: Params, batch: Batch, rng: PRNGKeyArray) -> tuple[Array, Sums]:
         sums = add(terms(params, batch, rng))
-        # Divided by the number of terms, a constant, only to keep float16 gradients in range.
-        return sums.loss * scale / sums.terms, sums
+        return sums.loss, sums
 
-    differentiate = jax.grad(objective, has_aux=True)
+    some = lambda weight: jnp.where(weight == 0, 1.0, weight)
+    whole = 1.0 if scale is None else scale
     if microbatches == 1:
-        grads, sums = differentiate(params, batch, rng)
-    else:
-        grads, sums = add_up(differentiate, params, split(batch, microbatches), rng)
-    factor = sums.terms / microbatches / (scale * jnp.where(sums.weight == 0, 1.0, sums.weight))
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), sums
+        # Σ weights is known before the way back: it starts from there, and no gradient is read
+        # once more only to be divided.
+        _, back, sums = jax.vjp(lambda p: objective(p, batch, rng), params, has_aux=True)
+        (grads,) = back(whole / some(sums.weight))
+        return grads if scale is None else times(1 / scale, grads), sums
+
+    def differentiate(*inputs: Any) -> tuple[PyTree[Array], Sums]:
+        _, back, sums = jax.vjp(lambda p: objective(p, *inputs[1:]), inputs[0], has_aux=True)
+        # Divided by the number of terms, a constant, to keep float16 gradients in range.
+        return back(whole / sums.terms)[0], sums
+
+    grads, sums = add_up(differentiate, params, split(batch, microbatches), rng)
+    return times(sums.terms / microbatches / (whole * some(sums.weight)), grads), sums
+
+
+def times(factor: Float[Array, ""], grads: PyTree[Array]) -> PyTree[Array]:
+    """Gradients multiplied by a number, in their own dtypes."""
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
 
 def add(terms: Terms) -> Sums:

@@ -4,16 +4,24 @@ A shape or dtype that changes from step to step makes JAX compile silently, for 
 Here every compilation is an event with the arguments that made it necessary.
 """
 
+import re
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import PyTree
 
+from jscale.errors import DeviceMemoryError
 from jscale.mesh.layout import path_name
 from jscale.signals import aside
+
+# What helps where a device has too little memory.
+LESS = (
+    "give each device less, by a smaller data.batch, a larger accumulate, model.remat=full or more"
+    " devices"
+)
 
 
 class Compilation(NamedTuple):
@@ -76,12 +84,14 @@ class Compiled:
         if key not in self.programs:
             with self.around():
                 self.programs[key] = self.compile(state, batch)
-        return self.programs[key](state, batch)
+        with memory_explained(batch):
+            return self.programs[key](state, batch)
 
     def compile(self, state: PyTree, batch: PyTree) -> Any:
         """The program for these arguments, which may be shapes only."""
         start = time.perf_counter()
-        program = aside(self.function.lower(state, batch).compile)
+        with memory_explained(batch):
+            program = aside(self.function.lower(state, batch).compile)
         seconds = time.perf_counter() - start
         changed = () if self.last is None else differences(self.last, batch)
         self.last = jax.tree.map(
@@ -89,6 +99,42 @@ class Compiled:
         )
         self.tell(Compilation(seconds, changed, peak_memory(program)))
         return program
+
+
+@contextmanager
+def memory_explained(batch: PyTree) -> Iterator[None]:
+    """What happens for want of memory on a device in this block, said as a user's error.
+
+    Raises:
+        DeviceMemoryError: instead of JAX's own error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        arrays = ", ".join(f"{name} {text}" for name, text in describe(batch).items())
+        raise DeviceMemoryError(
+            f"a device has too little memory for the step with a batch of {arrays}"
+            f" ({short(str(error))}): {LESS}; `jscale compile RECIPE` says how much it would"
+            " take, on this machine or another"
+        ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether JAX's error says that a device has too little memory, when compiling or running."""
+    text = str(error).lower()
+    words = ("memory", "hbm", "allocat")  # the status alone may be that of a full message queue
+    return "resource_exhausted" in text and any(word in text for word in words)
+
+
+def short(text: str) -> str:
+    """What a compiler or an allocator says in its first line, without the names of its errors.
+
+    >>> short("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory.\\nMore on that")
+    'Ran out of memory'
+    """
+    return re.sub(r"^([A-Z_]+: )?(E\d+: \w+: ?)?", "", text.strip()).splitlines()[0].rstrip(".:")
 
 
 def peak_memory(program: Any) -> int | None:

@@ -38,6 +38,18 @@ class NumericError(UserError):
     status = 72
 
 
+class PeerError(UserError):
+    """Another process of the job has ended, so that this one cannot go on (exit status 71)."""
+
+    status = 71
+
+
+class DeviceMemoryError(UserError):
+    """A program needs more memory than a device has (exit status 73)."""
+
+    status = 73
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A hint to append to an error message: the nearest choices, or all of them.
 

@@ -1,19 +1,18 @@
 """Where a recipe's state goes on a mesh, as values to print or to draw. Nothing is run."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import jax
 
 from jscale import train
 from jscale.checkpoint.sizes import readable
 from jscale.compiled import Compilation, Compiled
-from jscale.data.stream import FIELDS
 from jscale.errors import ConfigError
 from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
 from jscale.mesh.layout import Decision
 from jscale.optim.placement import Replicated, place
-from jscale.prepare import mesh_of, model_of, real_mesh, task_of
+from jscale.prepare import Choice, batch_of, mesh_of, real_mesh, task_of
 from jscale.recipe import Recipe
 
 
@@ -84,7 +83,11 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
             " set mesh=auto to have one chosen"
         )
     choice = mesh_of(recipe, devices)
-    task = task_of(recipe, abstract_mesh(choice.shape))
+    return explain_task(task_of(recipe, abstract_mesh(choice.shape)), choice)
+
+
+def explain_task(task: train.Task, choice: Choice) -> Explanation:
+    """Where everything of a task goes on its mesh, which is the choice's."""
     model, state = task.model, train.shapes(task)
     rows = placements(task.layout, model.shapes, model.axes)
     specs = jax.tree.map(lambda s: s.sharding.spec, state.params)
@@ -93,7 +96,7 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
         mesh=choice.shape,
         reason=choice.reason,
         rows=tuple(Row(p.name, p) for p in rows),
-        parameters=model_of(recipe).size,
+        parameters=model.size,
         bytes_per_device={
             "parameters": bytes_of(state.params),
             "gradients": bytes_of(state.params),
@@ -103,6 +106,30 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
     )
 
 
+def as_data(found: Explanation) -> dict[str, Any]:
+    """An explanation as JSON can hold it: the mesh's axes, every parameter, bytes on each device.
+
+    A dimension of a parameter is its size, its logical axis, the mesh axes that split it, and why.
+    """
+
+    def parameter(placement: Placement) -> dict[str, Any]:
+        dimensions = [
+            {"size": size, "axis": d.axis, "over": list(d.mesh_axes), "reason": d.reason}
+            for size, d in zip(placement.shape, placement.decisions, strict=True)
+        ]
+        dtype, each = placement.dtype, placement.bytes_per_device
+        return {"dtype": dtype, "dimensions": dimensions, "bytes_per_device": each}
+
+    return {
+        "mesh": asdict(found.mesh),
+        "reason": found.reason,
+        "count": found.parameters,
+        "parameters": {row.name: parameter(row.placement) for row in found.rows},
+        "bytes_per_device": found.bytes_per_device,
+        "replicated": [f"optimizer/{array.path}" for array in found.replicated],
+    }
+
+
 def compile_step(recipe: Recipe) -> Compilation:
     """Compile the train step for the devices at hand, as training would; no data are read.
 
@@ -110,11 +137,7 @@ def compile_step(recipe: Recipe) -> Compilation:
         ConfigError: the recipe does not fit the devices.
     """
     task = task_of(recipe, real_mesh(recipe)[0])
-    where, shape = train.sharding_of(task.layout), (recipe.data.batch, recipe.data.length)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where(name, shape))
-        for name, dtype in FIELDS.items()
-    }
+    batch = batch_of(recipe, task.layout)
     told: list[Compilation] = []
     Compiled(train.make_step(task), told.append).compile(train.shapes(task), batch)
     return told[0]

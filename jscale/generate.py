@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jscale.errors import ConfigError
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
+from jscale.rows import width_of
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Sampling:
         ConfigError: a negative temperature, or fewer than one token kept.
     """
 
-    temperature: float = 0.8
-    top: int | None = 50
+    temperature: float = 0.8  # 0: the likeliest token; higher: more surprising
+    top: int | None = 50  # so many likeliest tokens are drawn from; None: all
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -48,7 +49,7 @@ class Sampling:
 
 
 def pad(prompts: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as one array, filled with 0 on the right to a multiple of 16, and their lengths.
+    """Prompts as one array, filled with 0 on the right to one of few widths, and their lengths.
 
     The last prompt is repeated until the rows divide over `ways` devices.
     """
@@ -56,8 +57,7 @@ def pad(prompts: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.nda
         raise ConfigError("generation needs at least one prompt, each of at least one token")
     prompts = [*prompts, *[prompts[-1]] * (-len(prompts) % ways)]
     lengths = np.asarray([len(p) for p in prompts], np.int32)
-    width = -(-int(lengths.max()) // 16) * 16  # few widths, so few compilations
-    tokens = np.zeros((len(prompts), width), np.int32)
+    tokens = np.zeros((len(prompts), width_of(int(lengths.max()))), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
     return tokens, lengths
@@ -126,4 +126,4 @@ def decode(
             (_, end), tokens = jax.lax.scan(step, (out.cache, first), jnp.arange(length - 1))
             return jnp.concatenate([tokens, end[None]]).T
 
-    return jax.jit(run)
+    return jax.jit(run, out_shardings=layout.replicated() if layout else None)

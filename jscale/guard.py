@@ -22,9 +22,9 @@ class Spike:
     Spikes are counted and shown; with `skip` their update is left out too.
     """
 
-    sigmas: float = 6.0
-    window: int = 128
-    skip: bool = False
+    sigmas: float = 6.0  # deviations above the mean from which a loss is a spike
+    window: int = 128  # steps that mean and deviation look back
+    skip: bool = False  # whether a spike's update is left out
 
     def __post_init__(self) -> None:
         if self.sigmas <= 0 or self.window < 2:
@@ -36,8 +36,8 @@ class Guard:
     """A step whose loss or gradient is not finite changes nothing but the counts; after
     `abort_after` such steps in a row the run stops. `spike=None` does not look for spikes."""
 
-    abort_after: int = 10
-    spike: Spike | None = Spike()
+    abort_after: int = 10  # steps in a row that are not finite, which end the run
+    spike: Spike | None = Spike()  # what counts as a spike; None: nothing does
 
     def __post_init__(self) -> None:
         if self.abort_after < 1:

@@ -1,6 +1,6 @@
 """Objectives: `(model, params, batch, rng) -> Terms`, pure, the same shape for every algorithm."""
 
-# B batch, T length, V vocabulary.
+# B batch, T length, D model size, V vocabulary.
 
 import sys
 import traceback
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jscale.errors import ConfigError, UserError
+from jscale.models.decoder import Decoder, Scoring
 from jscale.models.model import Model, Params
 
 Batch = Mapping[str, Shaped[Array, "B ..."]]
@@ -86,6 +87,7 @@ class Loss(Protocol):
     def __call__(self, model: Model, params: Params, batch: Batch, rng: PRNGKeyArray) -> Terms: ...
 
 
+@jax.named_scope("loss")
 def logprobs(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -95,6 +97,19 @@ def logprobs(
     # A sum over a mask rather than a gather: a vocabulary split over devices stays split.
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
     return jnp.where(hit, logits, 0.0).sum(-1) - normalizer, normalizer
+
+
+def token_logprobs(
+    network: Decoder,
+    hidden: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"] | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`logprobs` by a network's own way, if it has one that holds no whole logits (`Scoring`)."""
+    if isinstance(network, Scoring):
+        return network.logprobs(hidden, targets, weights, z_loss)
+    return logprobs(network.unembed(hidden), targets)
 
 
 @dataclass(frozen=True)
@@ -117,8 +132,10 @@ class NextToken:
     def __call__(self, model: Model, params: Params, batch: Batch, rng: PRNGKeyArray) -> Terms:
         network = model.bind(params)
         out = network(batch["inputs"], batch.get("positions"), batch.get("segments"))
-        logp, normalizer = logprobs(network.unembed(out.hidden), batch["targets"])
         weights = batch["weights"].astype(jnp.float32)
+        logp, normalizer = token_logprobs(
+            network, out.hidden, batch["targets"], weights, self.z_loss
+        )
         nll, total = -(logp * weights).sum(), weights.sum()
         losses = -logp + self.z_loss * jnp.square(normalizer)
         return Terms(losses, weights, {"nll": (nll, total)})

@@ -24,9 +24,9 @@ class Precision:
         ConfigError: a name that is none of these.
     """
 
-    store: str = "float32"
-    compute: str = "float32"
-    reduce: str = "float32"
+    store: str = "float32"  # of weights and moments
+    compute: str = "float32"  # of activations
+    reduce: str = "float32"  # of gradients and their sums
 
     def __post_init__(self) -> None:
         # The range of float16 is too small for weights, moments and sums of gradients.

@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
+import jax
 from jax.sharding import AbstractMesh, Mesh
 
+from jscale.data.stream import FIELDS
 from jscale.errors import ConfigError
 from jscale.mesh import Layout, MeshShape, choose, make_mesh
 from jscale.models.model import Model
 from jscale.recipe import Recipe
-from jscale.train import Task
+from jscale.train import Task, sharding_of
 
 
 class Choice(NamedTuple):
@@ -65,6 +67,15 @@ def check_batch(recipe: Recipe, layout: Layout) -> None:
         raise ConfigError(
             f"data.length={recipe.data.length} does not divide over context={context}"
         )
+
+
+def batch_of(recipe: Recipe, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shape, dtype and sharding of each array of a batch, without any data."""
+    where, shape = sharding_of(layout), (recipe.data.batch, recipe.data.length)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where(name, shape))
+        for name, dtype in FIELDS.items()
+    }
 
 
 def real_mesh(recipe: Recipe) -> tuple[Mesh, str]:

@@ -6,6 +6,8 @@ from typing import Literal
 from jscale.checkpoint.policy import Checkpoints
 from jscale.data.corpus import TextData
 from jscale.errors import ConfigError
+from jscale.evaluation import EvaluationTask
+from jscale.evaluation.examination import check_titles
 from jscale.generate import Sampling
 from jscale.guard import Guard
 from jscale.losses import Loss, NextToken
@@ -18,24 +20,32 @@ from jscale.precision import Precision
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss on held-out text, every so many steps, over at most so many batches."""
+    """The loss on held-out text, and tasks, every so many steps and after the last."""
 
-    every: int = 100
-    batches: int | None = 8  # None: all of them
+    every: int = 100  # steps
+    batches: int | None = 8  # of held-out text at most; None: all of them
+    tasks: tuple[EvaluationTask, ...] = ()  # such as MultipleChoice("questions.jsonl")
 
     def __post_init__(self) -> None:
         if self.every < 1 or (self.batches is not None and self.batches < 1):
             raise ConfigError(f"evaluation needs every >= 1 and batches >= 1, not {self}")
+        for task in self.tasks:
+            if not isinstance(task, EvaluationTask):
+                raise ConfigError(
+                    f"evaluation.tasks holds {task!r:.80}, which is no task, such as"
+                    ' MultipleChoice("questions.jsonl")'
+                )
+        check_titles(self.tasks)
 
 
 @dataclass(frozen=True)
 class Samples:
     """Continuations of prompts, written every so many steps."""
 
-    prompts: tuple[str, ...]
-    every: int = 100
+    prompts: tuple[str, ...]  # texts to continue
+    every: int = 100  # steps
     length: int = 64  # tokens
-    sampling: Sampling = Sampling()
+    sampling: Sampling = Sampling()  # how tokens are drawn
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.length < 1 or not self.prompts or not all(self.prompts):
@@ -51,21 +61,21 @@ class Recipe:
     """
 
     name: str  # of the run: it lives in runs/<name> unless another folder is asked for
-    model: Config
-    data: TextData
-    optimizer: Optimizer
+    model: Config  # the network's sizes
+    data: TextData  # what it learns from
+    optimizer: Optimizer  # how it learns
     steps: int  # of training in all
-    loss: Loss = NextToken()
-    mesh: MeshShape | Literal["auto"] = "auto"
-    rules: Rules = Rules()
-    precision: Precision = Precision()
+    loss: Loss = NextToken()  # what it learns
+    mesh: MeshShape | Literal["auto"] = "auto"  # how devices are split; auto: as fits them
+    rules: Rules = Rules()  # which dimension goes over which axis of the mesh
+    precision: Precision = Precision()  # dtypes of weights, activations, gradients
     accumulate: int = 1  # microbatches whose gradients make one step
-    guard: Guard = Guard()
-    checkpoints: Checkpoints = Checkpoints()
-    evaluation: Evaluation | None = Evaluation()
-    samples: Samples | None = None
-    logging: Logging = Logging()
-    seed: int = 0
+    guard: Guard = Guard()  # which steps are left out, and when to give up
+    checkpoints: Checkpoints = Checkpoints()  # when to save, what to keep
+    evaluation: Evaluation | None = Evaluation()  # what is measured on the way; None: nothing
+    samples: Samples | None = None  # what is written on the way; None: nothing
+    logging: Logging = Logging()  # which numbers go where
+    seed: int = 0  # of weights, order and sampling
 
     def __post_init__(self) -> None:
         if self.steps < 1:

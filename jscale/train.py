@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from jscale.accumulate import Sums, add, gradients
 from jscale.guard import Guard, Watch, judge
@@ -30,6 +30,11 @@ class State(NamedTuple):
     optimizer: PyTree[Array]
     rng: UInt32[Array, "..."]
     watch: Watch
+
+    def __repr__(self) -> str:
+        arrays = [x for x in jax.tree.leaves(self) if hasattr(x, "dtype")]
+        size = sum(x.size * x.dtype.itemsize for x in arrays)
+        return f"<State of {len(arrays)} arrays, {size / 1e6:,.1f} MB in all>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,26 +104,50 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
     with task.layout.active():
         terms = partial(evaluate_loss, task.loss, task.model)
         params = cast(state.params, task.precision.reduce)
-        grads, sums = gradients(terms, params, batch, rng, task.accumulate, state.watch.scale)
+        scale = state.watch.scale if task.precision.scaled else None
+        grads, sums = gradients(terms, params, batch, rng, task.accumulate, scale)
     # Left free, a gradient may come back without its sharding: pin it.
     grads = jax.lax.with_sharding_constraint(grads, where)
-    norm = optax.tree.norm(grads)
-    loss = means(sums)["loss"]
-    finite = jnp.isfinite(norm) & jnp.isfinite(loss) & (sums.weight > 0)
-    apply, watch = judge(task.guard, state.watch, loss, finite, task.precision.scaled)
+    with jax.named_scope("guard"):
+        norm = optax.tree.norm(grads)
+        loss = means(sums)["loss"]
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss) & (sums.weight > 0)
+        apply, watch = judge(task.guard, state.watch, loss, finite, task.precision.scaled)
+    with jax.named_scope("optimizer"):
+        params, moments = apply_where(apply, partial(descend, task, where), state, grads)
+        new = State(state.step + 1, params, moments, state.rng, watch)
+    return new, report(sums, norm, watch)
+
+
+Updated = tuple[Params, PyTree[Array]]
+
+
+def descend(task: Task, where: PyTree[NamedSharding], state: State, grads: PyTree) -> Updated:
+    """The parameters and the optimizer's state after this gradient."""
     grads = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, state.params)
     updates, moments = task.optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    params = jax.lax.with_sharding_constraint(params, where)
-    keep = lambda new, old: jnp.where(apply, new, old)
-    new = State(
-        step=state.step + 1,
-        params=jax.tree.map(keep, params, state.params),
-        optimizer=jax.tree.map(keep, moments, state.optimizer),
-        rng=state.rng,
-        watch=watch,
-    )
-    return new, report(sums, norm, watch)
+    return jax.lax.with_sharding_constraint(params, where), moments
+
+
+def apply_where(
+    apply: Bool[Array, ""], update: Callable[..., Updated], state: State, grads: PyTree[Array]
+) -> Updated:
+    """`update(state, grads)` where `apply`, else what was.
+
+    On CPU as a branch: choosing number by number there copies the whole optimizer state first. On
+    other devices a branch may make the host wait for the gradient, and choosing costs nothing.
+    """
+
+    def choose(apply: Array, state: State, grads: PyTree[Array]) -> Updated:
+        old = state.params, state.optimizer
+        return jax.tree.map(lambda a, b: jnp.where(apply, a, b), update(state, grads), old)
+
+    def branch(apply: Array, state: State, grads: PyTree[Array]) -> Updated:
+        skip = lambda state, grads: (state.params, state.optimizer)
+        return jax.lax.cond(apply, update, skip, state, grads)
+
+    return jax.lax.platform_dependent(apply, state, grads, cpu=branch, default=choose)
 
 
 def means(sums: Sums) -> dict[str, Any]:
@@ -137,8 +166,12 @@ def report(sums: Sums, norm: Array, watch: Watch) -> Metrics:
 def make_step(task: Task) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The jitted step; it consumes (donates) the state that it is given."""
     shardings = jax.tree.map(lambda s: s.sharding, shapes(task))
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:  # its name in traces
+        return update(task, state, batch)
+
     return jax.jit(
-        lambda state, batch: update(task, state, batch),
+        train_step,
         donate_argnums=0,
         out_shardings=(shardings, task.layout.replicated()),
     )

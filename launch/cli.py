@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from jscale.errors import UserError, did_you_mean
+from jscale.launch.join import end
 
 USAGE = 64
 INTERNAL = 70
@@ -26,11 +27,17 @@ class Command:
 
 COMMANDS = {
     "train": Command("jscale.launch.commands.train", "train a recipe, or go on with a run"),
+    "launch": Command("jscale.launch.commands.launch", "train in several processes"),
     "config": Command("jscale.launch.commands.config", "show a recipe: every value, and why"),
     "recipes": Command("jscale.launch.commands.recipes", "list the recipes, or copy one to edit"),
+    "profile": Command("jscale.launch.commands.profile", "show where the time of a step goes"),
     "explain": Command("jscale.launch.commands.explain", "show where every parameter goes"),
+    "compile": Command(
+        "jscale.launch.commands.compile", "compile for a machine that is not here: does it fit?"
+    ),
     "ckpt": Command("jscale.launch.commands.ckpt", "list, inspect and verify checkpoints"),
     "generate": Command("jscale.launch.commands.generate", "continue text with a trained model"),
+    "report": Command("jscale.launch.commands.report", "draw a run, or several, as a page"),
     "export": Command("jscale.launch.commands.export", "write a trained model as plain files"),
     "evaluate": Command("jscale.launch.commands.evaluate", "measure a trained model"),
 }
@@ -53,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0 done, 64 a mistake in what was asked, 65 data, 66 checkpoint, 70 a bug of ours, 72 the numbers
-    diverged, 130 interrupted; a command may return others.
+    diverged, 73 too little memory on a device, 130 interrupted; a command may return others.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    return _guarded(lambda: _dispatch(arguments), debug)
+    return end(_guarded(lambda: _dispatch(arguments), debug))
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

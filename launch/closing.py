@@ -41,6 +41,7 @@ def say_goodbye(
     path = shlex.quote(str(folder))
     commands = [
         f"jscale generate {path} --prompt {shlex.quote(prompt)}",
+        f"jscale report {path}     # curves, speed, memory, samples as a page",
         f"jscale ckpt list {path}",
         f"tensorboard --logdir {path}/events",
     ]

@@ -2,6 +2,7 @@
 
 from jscale.mesh.choice import choose as choose
 from jscale.mesh.devices import simulate as simulate
+from jscale.mesh.layout import Axes as Axes
 from jscale.mesh.layout import Layout as Layout
 from jscale.mesh.layout import constrain as constrain
 from jscale.mesh.placement import Placement as Placement
@@ -12,3 +13,6 @@ from jscale.mesh.shape import MESH_AXES as MESH_AXES
 from jscale.mesh.shape import MeshShape as MeshShape
 from jscale.mesh.shape import abstract_mesh as abstract_mesh
 from jscale.mesh.shape import make_mesh as make_mesh
+from jscale.mesh.shards import alone as alone
+from jscale.mesh.shards import per_shard as per_shard
+from jscale.mesh.shards import split_over as split_over

@@ -6,7 +6,11 @@ that can never be scheduled, and XLA aborts. `NPROC` sets the size of the pool a
 backend starts; twice the number of devices is enough, and only then is it worth its cost.
 """
 
+import importlib.util
 import os
+import pkgutil
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -69,5 +73,40 @@ def simulate(devices: int) -> None:
 
 def devices() -> list[Any]:
     """All devices of the job, the backend started safely if it had not been."""
+    skip_absent()
     prevent_deadlock()
     return jax.devices()
+
+
+def skip_absent() -> None:
+    """Leave out accelerators of which only the compiler is here, no device.
+
+    JAX would try them, and print screens of why they cannot start. Whatever the user has chosen
+    stands, and so does everything where any other kind of accelerator is installed.
+    """
+    if setting("jax_platforms") or "JAX_FORCE_TPU_INIT" in os.environ or started():
+        return
+    installed = plugins()
+    known = {"libtpu", "xla_cuda12", "xla_cuda13"}
+    if installed and installed <= known and not (tpu_here() or gpu_here()):
+        jax.config.update("jax_platforms", "cpu")
+
+
+def plugins() -> set[str]:
+    """The accelerators that JAX would find installed, as the last part of their module's name."""
+    found = {point.value.split(".")[-1] for point in metadata.entry_points(group="jax_plugins")}
+    folder = importlib.util.find_spec("jax_plugins")
+    places = folder.submodule_search_locations if folder else None
+    found |= {module.name for module in pkgutil.iter_modules(places or ())}
+    return found | ({"libtpu"} if importlib.util.find_spec("libtpu") else set())
+
+
+def tpu_here() -> bool:
+    """Whether a TPU is plugged into this machine: a PCI device of Google's."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(vendor.read_text().strip() == "0x1ae0" for vendor in vendors)
+
+
+def gpu_here() -> bool:
+    """Whether an NVIDIA driver shows a GPU to this machine; /dev/dxg is that of Windows' Linux."""
+    return any(Path("/dev", name).exists() for name in ("nvidia0", "nvidiactl", "dxg"))

@@ -197,9 +197,14 @@ class Layout:
             _current.reset(token)
 
 
+def current() -> Layout | None:
+    """The layout that is active while tracing, if any."""
+    return _current.get()
+
+
 def constrain(x: Shaped[Array, "*shape"], *axes: str | None) -> Shaped[Array, "*shape"]:
     """Lay an activation out by its logical axes. Outside a layout this is the identity."""
-    layout = _current.get()
+    layout = current()
     if layout is None:
         return x
     if len(axes) != x.ndim:

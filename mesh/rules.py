@@ -53,8 +53,8 @@ class Override:
     Names are paths such as `blocks/block/feed/up`; the pattern is a regular expression.
     """
 
-    pattern: str
-    weights: Mapping[str, MeshAxes]
+    pattern: str  # of the whole name of a parameter, as a regular expression
+    weights: Mapping[str, MeshAxes]  # rules that differ for it
 
     def __post_init__(self) -> None:
         try:

@@ -9,7 +9,10 @@ from jaxtyping import Array, Float, Int
 
 
 class Context(NamedTuple):
-    """What all blocks of a network share. Segment 0 is padding; None means one segment a row."""
+    """What all blocks of a network share. Segment 0 is padding; None means one segment a row.
+
+    Along a row, positions of one segment grow by 1 from place to place.
+    """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None = None
@@ -56,6 +59,23 @@ class Decoder(Protocol):
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]: ...
 
     def cache(self, batch: int, length: int) -> Any: ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A decoder that gives the log-probabilities of targets without holding all their scores.
+
+    The results are the log-probability and log Σ exp for each place, in float32. The gradient of
+    Σ weights · (−log p + z_loss · log²Z), or a multiple, is to be expected: it may be prepared.
+    """
+
+    def logprobs(
+        self,
+        hidden: Float[Array, "B T D"],
+        targets: Int[Array, "B T"],
+        weights: Float[Array, "B T"] | None = None,
+        z_loss: float = 0.0,
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]: ...
 
 
 def context_of(

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError, did_you_mean
-from jscale.mesh import constrain
+from jscale.mesh import Axes, alone, constrain, per_shard, split_over
+from jscale.pallas_kernels.linear_cross_entropy import Expected, linear_cross_entropy
 
 
 def weight(rngs: nnx.Rngs, fan_in: int, **shape: int) -> nnx.Param:
@@ -54,6 +55,34 @@ _project = jax.custom_vjp(
 _project.defvjp(_project_forward, _project_backward)
 
 
+def logprobs(
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"] | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """The log-probability of each target and log Σ exp of its scores, which are never all held.
+
+    `weights` and `z_loss` tell which gradient to expect, as `Expected` does; each device scores its
+    rows, places and part of the vocabulary.
+    """
+    split = split_over("batch", "length", "vocab")
+    parts = Axes(None, "vocab" if split else None)
+    rows = Axes("batch", "length")
+
+    def score(h: Array, w: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
+        expected = None if weights is None else Expected(weights, z_loss)
+        return linear_cross_entropy(h, w, targets, expected=expected, split=split)
+
+    return per_shard(
+        score,
+        *(hidden, constrain(kernel, *parts), targets, weights),
+        inputs=(Axes(*rows, None), parts, rows, rows),
+        outputs=rows,
+    )
+
+
 EMBED_FAN = 2500  # a deviation of 0.02: a tied head then starts from nearly even scores
 
 
@@ -64,6 +93,7 @@ class Embed(nnx.Module):
         self.compute = jnp.dtype(compute)
         self.table = weight(rngs, EMBED_FAN, vocab=vocab, embed=dim)
 
+    @jax.named_scope("embed")
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # Whole over fsdp while it is read, as any weight; and cast after the lookup, so that the
         # gradient's scatter-add sums in the weights' own dtype.
@@ -73,6 +103,12 @@ class Embed(nnx.Module):
 
     def unembed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return constrain(project("btd,vd->btv", x, self.table[...]), "batch", "length", "vocab")
+
+    def logprobs(
+        self, x: Float[Array, "B T D"], targets: Int[Array, "B T"], *more: Any
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """`logprobs` of the tokens by the same vectors."""
+        return logprobs(x, self.table[...].T, targets, *more)
 
 
 class Unembed(nnx.Module):
@@ -84,6 +120,12 @@ class Unembed(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return constrain(project("btd,dv->btv", x, self.kernel[...]), "batch", "length", "vocab")
 
+    def logprobs(
+        self, x: Float[Array, "B T D"], targets: Int[Array, "B T"], *more: Any
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """`logprobs` of the tokens."""
+        return logprobs(x, self.kernel[...], targets, *more)
+
 
 class RMSNorm(nnx.Module):
     """x / rms(x) · scale, in float32. Source: Zhang & Sennrich 2019, arXiv 1910.07467."""
@@ -92,6 +134,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(size), out_sharding=("scale",), eager_sharding=False)
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
@@ -107,9 +150,16 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, hidden, mlp=hidden, embed=dim)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = project("btd,df->btf", x, self.gate[...])
-        h = jax.nn.silu(gate) * project("btd,df->btf", x, self.up[...])
+        gate, up = self.project(x)
+        h = jax.nn.silu(gate) * up
         return project("btf,fd->btd", constrain(h, "batch", "length", "mlp"), self.down[...])
+
+    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
+        """The gate's input and the values; in one product where `SelfAttention.project` has one."""
+        gate, up = self.gate[...], self.up[...]
+        if not alone():
+            return project("btd,df->btf", x, gate), project("btd,df->btf", x, up)
+        return tuple(jnp.unstack(project("btd,dgf->btgf", x, jnp.stack([gate, up], 1)), axis=2))
 
 
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -162,4 +212,5 @@ class Stack(nnx.Module):
         policy = REMAT[self.remat]
         if policy is not None:
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        return jax.lax.scan(step, x, (self.block, state))
+        with jax.named_scope("layers"):
+            return jax.lax.scan(step, x, (self.block, state))

@@ -114,6 +114,13 @@ class Network(nnx.Module):
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         return self.embed.unembed(hidden) if self.head is None else self.head(hidden)
 
+    @jax.named_scope("unembed")
+    def logprobs(
+        self, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], *more: Any
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        """As `Scoring` says."""
+        return (self.head or self.embed).logprobs(hidden, targets, *more)
+
     def cache(self, batch: int, length: int) -> KeysValues:
         """An empty cache for `length` positions."""
         shape = (batch, length, self.c.kv_heads, self.c.head_size)

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -232,7 +232,9 @@ class Store:
         """After a failed save: nothing half written stays, and the next save starts afresh."""
         self._renew()
         if jax.process_index() == 0:
-            steps.sweep(self.folder)
+            # Orbax's threads may still write there; what failed first is what is told.
+            with suppress(CheckpointError):
+                steps.sweep(self.folder)
 
 
 def _array(leaf: Any) -> jax.Array:

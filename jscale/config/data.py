@@ -3,7 +3,8 @@
 A dataclass is written as `{"type": "module:Name", field: value, ...}` and a tuple as a list;
 functions and members of enumerations are written by name, and only if they stand at the top of
 their module. `from_data` makes dataclasses of jscale's own modules, and of modules that the caller
-has already imported and passes. Nothing else in the data can name code.
+has already imported and passes. Nothing else in the data can name code. A field that a type has got
+since the data were written takes its default, and that is told.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from enum import Enum
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jscale.config.annotations import accepts, brief, describe, hints
 from jscale.config.tree import is_part, join
@@ -100,24 +101,43 @@ def _reference(thing: Any, path: str) -> str:
     return f"{module}:{name}"
 
 
-def from_data(data: Any, allow: Iterable[ModuleType] = ()) -> Any:
+class Filled(NamedTuple):
+    """A field that the data do not have, and the default that it was given."""
+
+    path: str
+    owner: type
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.path}={self.value!r:.60}"
+
+
+def from_data(
+    data: Any, allow: Iterable[ModuleType] = (), filled: list[Filled] | None = None
+) -> Any:
     """The value that `to_data` wrote.
 
-    Types come from jscale's own modules and from the modules in `allow`; fields must be exactly
-    those of the type as it is now, and hold what their annotations say.
+    Types come from jscale's own modules and from the modules in `allow`; fields must be those of
+    the type as it is now, and hold what their annotations say. A field that is missing and has a
+    default is given it and added to `filled`.
 
     Raises:
       ConfigError: the data is not of that form, or is from another version of a type.
     """
-    return _Reader({module.__name__: module for module in allow}).read(data, "", 0)
+    reader = _Reader({module.__name__: module for module in allow})
+    value = reader.read(data, "", 0)
+    if filled is not None:
+        filled += reader.filled
+    return value
 
 
 class _Reader:
-    """One reading: which modules are allowed, and how many values have been read."""
+    """One reading: which modules are allowed, how many values have been read, what was missing."""
 
     def __init__(self, allowed: Mapping[str, ModuleType]) -> None:
         self.allowed = allowed
         self.count = 0
+        self.filled: list[Filled] = []
 
     def read(self, data: Any, path: str, depth: int) -> Any:
         self.count += 1
@@ -173,7 +193,8 @@ class _Reader:
         if not _is_frozen(kind):
             raise ConfigError(f"{where}: {data['type']} is no frozen dataclass")
         names = [name for name in data if name != "type"]
-        _check_fields(kind, names, path)
+        for field in _missing_fields(kind, names, path):
+            self.filled.append(Filled(join(path, field.name), kind, default(field)))
         known = hints(kind)
         values = {}
         for name in names:
@@ -225,18 +246,29 @@ def _own_module(home: str, where: str) -> ModuleType:
         raise ConfigError(f"{where}: cannot import {home}: {error}") from error
 
 
-def _check_fields(kind: type, given: Iterable[str], path: str) -> None:
-    """Refuse fields that `kind` lacks and demand those that it has now."""
+def default(field: Field[Any]) -> Any:
+    """The default of a field, made anew where a function makes it; `MISSING` where it has none."""
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _missing_fields(kind: type, given: Iterable[str], path: str) -> list[Field[Any]]:
+    """The fields that are not given and have a default; refuses others that `kind` lacks or needs.
+
+    An unknown field may have meant anything, so where there is one nothing is filled in.
+    """
     known = {field.name: field for field in fields(kind) if field.init}
     unknown = sorted(set(given) - known.keys())
     missing = [known[name] for name in known if name not in set(given)]
     said = [f"has no field {name} ({did_you_mean(name, known)})" for name in unknown]
     for field in missing:
-        default = "" if field.default is MISSING else f" (its default is {field.default!r})"
-        said.append(f"also needs {field.name}{default}")
+        if default(field) is MISSING:
+            said.append(f"also needs {field.name}")
+        elif unknown:
+            said.append(f"also needs {field.name} (its default is {default(field)!r})")
     if said:
         where = f"{path} ({kind.__name__})" if path else kind.__name__
         raise ConfigError(f"{where} was written by another version: it {' and '.join(said)}")
+    return missing
 
 
 def fingerprint(value: Any) -> str:
@@ -266,8 +298,8 @@ def write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(to_data(value), indent=2) + "\n", encoding="utf-8")
 
 
-def read(path: Path, allow: Iterable[ModuleType] = ()) -> Any:
-    """The value in a file that `write` wrote.
+def read(path: Path, allow: Iterable[ModuleType] = (), filled: list[Filled] | None = None) -> Any:
+    """The value in a file that `write` wrote; `filled` is added to as in `from_data`.
 
     Raises:
       ConfigError: the file is missing, too large, no JSON, or no such value.
@@ -282,9 +314,35 @@ def read(path: Path, allow: Iterable[ModuleType] = ()) -> Any:
         raise ConfigError(f"{path} is not text: {error}") from error
     try:
         data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
-        return from_data(data, allow)
+        return from_data(data, allow, filled)
     except (ValueError, RecursionError) as error:  # a ConfigError is a ValueError
         raise ConfigError(f"{path}: {error}") from error
+
+
+def told(path: Path, filled: Iterable[Filled]) -> list[str]:
+    """A sentence on the fields that a file did not have; none where it had them all."""
+    said = ", ".join(map(str, filled))
+    return [f"{path} is of an earlier version and takes the default of: {said}"] if said else []
+
+
+def with_defaults(data: Any, value: Any) -> Any:
+    """Data as `to_data` gives, with fields that the types of `value` have got since they were made.
+
+    For comparing: only parts of the same type at the same place are filled, and no type is looked
+    up by its name.
+    """
+    if isinstance(data, list) and isinstance(value, tuple) and len(data) == len(value):
+        return [with_defaults(*pair) for pair in zip(data, value, strict=True)]
+    if isinstance(data, dict) and isinstance(value, Mapping):
+        return {k: with_defaults(v, value[k]) if k in value else v for k, v in data.items()}
+    kind: Any = type(value)
+    reference = f"{kind.__module__}:{kind.__qualname__}"
+    if not (isinstance(data, dict) and is_part(value) and data.get("type") == reference):
+        return data
+    known = {field.name: field for field in fields(kind) if field.init}
+    own = {k: with_defaults(v, getattr(value, k)) if k in known else v for k, v in data.items()}
+    lacking = {name: default(field) for name, field in known.items() if name not in data}
+    return own | {k: to_data(v) for k, v in lacking.items() if v is not MISSING}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jscale.config import data
 from jscale.config.annotations import brief, check
-from jscale.config.source import read_source
+from jscale.config.source import default_of, read_source
 from jscale.config.trace import tell, watch
 from jscale.config.tree import is_part, nodes, shown
 from jscale.errors import ConfigError, UserError, did_you_mean
@@ -29,7 +29,7 @@ class Loaded:
     """A value and where it came from.
 
     `module` and `function` made it, or are None if it was read from a run folder. `origins` says
-    of every dotted path where it was set.
+    of every dotted path where it was set; `notes` what the user should know, in sentences.
     """
 
     value: Any
@@ -37,6 +37,7 @@ class Loaded:
     module: ModuleType | None
     function: str | None
     origins: Mapping[str, str] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,14 @@ def _make(module: ModuleType, function: str, expect: type | None) -> Loaded:
 
 
 def _restore(path: Path, allow: Sequence[ModuleType], expect: type | None) -> Loaded:
-    value = data.read(path, allow)
+    filled: list[data.Filled] = []
+    value = data.read(path, allow, filled)
     _check_value(value, expect, shown(path))
-    origin = f"run folder {shown(path)}"
-    return Loaded(value, path, None, None, {place: origin for place, _ in nodes(value)})
+    origins = {place: f"run folder {shown(path)}" for place, _ in nodes(value)}
+    for place, owner, _ in filled:
+        name = place.rpartition(".")[2]
+        origins |= {x: default_of(owner, name) for x in origins if f"{x}.".startswith(f"{place}.")}
+    return Loaded(value, path, None, None, origins, tuple(data.told(path, filled)))
 
 
 def _check_value(value: Any, expect: type | None, where: str) -> None:

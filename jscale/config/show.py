@@ -8,6 +8,8 @@ from jscale.config.diff import ABSENT, Difference
 from jscale.config.tree import is_leaf
 from jscale.config.why import Setting
 
+WIDEST = 72  # characters of a line that others are aligned with
+
 
 def text(value: Any) -> str:
     """`value` as one would write it: a part by its type, a function by its name.
@@ -26,11 +28,39 @@ def text(value: Any) -> str:
     return getattr(value, "__qualname__", None) or repr(value)
 
 
-def show_settings(settings: Iterable[Setting], file: TextIO | None = None) -> None:
-    """Print `path = value   origin`, one line a setting, and its note below it if it has one."""
+def short(value: Any, most: int = 48) -> str:
+    """`value` as `text` gives it, cut to about `most` characters.
+
+    Of a tuple its first items are left, and how many there are.
+
+    >>> short("a" * 60, most=10), short(tuple(range(1000)), most=10)
+    ("'aaaaaaaa…", '(0, 1, 2, 3, … 1000 in all)')
+    """
+    whole = text(value)
+    if len(whole) <= most:
+        return whole
+    if not isinstance(value, tuple) or len(value) == 1:
+        return whole[: most - 1] + "…"
+    items: list[str] = []
+    for item in value:
+        items.append(short(item, most))
+        if len(", ".join(items)) > most:
+            break
+    shown = ", ".join(items[:-1]) or items[0]
+    return f"({shown}, … {len(value)} in all)"
+
+
+def show_settings(
+    settings: Iterable[Setting], file: TextIO | None = None, full: bool = False
+) -> None:
+    """Print `path = value   origin`, one line a setting, and its note below it if it has one.
+
+    On a terminal a long value is shortened, unless `full`; elsewhere all are whole.
+    """
+    said = short if (file or sys.stdout).isatty() and not full else text
     rows = []
     for setting in settings:
-        rows.append((f"{setting.path} = {text(setting.value)}", setting.origin))
+        rows.append((f"{setting.path} = {said(setting.value)}", setting.origin))
         rows += [(f"    {setting.note}", "")] if setting.note else []
     show_rows(rows, file)
 
@@ -41,12 +71,17 @@ def show_differences(differences: Iterable[Difference], file: TextIO | None = No
 
 
 def show_rows(rows: Sequence[tuple[str, str]], file: TextIO | None = None) -> None:
-    """Print two columns; on a terminal the second is dim and long lines are folded."""
+    """Print two columns; on a terminal the second is dim and long lines are folded.
+
+    The second column begins where the longest line of up to `WIDEST` characters ends: one long
+    value does not push all the others out of sight.
+    """
     out = file or sys.stdout
     if out.isatty():
         _show_rich(rows, out)
         return
-    width = max((len(left) for left, right in rows if right), default=0)
+    lengths = [len(left) for left, right in rows if right]
+    width = max((length for length in lengths if length <= WIDEST), default=0)
     for left, right in rows:
         print(f"{left:<{width}}  {right}".rstrip(), file=out)
 

@@ -140,6 +140,11 @@ def _above(source: Source, line: int) -> str:
 
 
 def _documented(owner: type, name: str) -> str:
-    pattern = rf"^([ \t]*)`*{re.escape(name)}`*[ \t]*:[ \t]*(.+(?:\n\1[ \t]+\S.*)*)"
-    found = re.search(pattern, owner.__doc__ or "", re.MULTILINE)
+    found = documented(name).search(owner.__doc__ or "")
     return " ".join(found.group(2).split()) if found else ""
+
+
+def documented(name: str) -> re.Pattern[str]:
+    """A pattern for the line `name: ...` of a docstring, with the deeper lines that follow."""
+    mark = rf"^([ \t]*)`*{re.escape(name)}`*[ \t]*:[ \t]*(.+(?:\n\1[ \t]+\S.*)*)"
+    return re.compile(mark, re.MULTILINE)

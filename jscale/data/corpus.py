@@ -28,15 +28,15 @@ class TextData:
     of this one). `cache` defaults to ~/.cache/jscale.
     """
 
-    source: Source | Mixture
-    tokenizer: TokenizerSource
-    length: int
-    batch: int
-    heldout: float = 0.01
-    packing: Packing = Split()
-    shuffle: bool = True
-    cache: str | None = None
-    workers: int = 0
+    source: Source | Mixture  # where the text is
+    tokenizer: TokenizerSource  # which tokens it is made of
+    length: int  # places of a row
+    batch: int  # rows of a global batch
+    heldout: float = 0.01  # share of the documents kept for evaluation; 0: none
+    packing: Packing = Split()  # how documents are laid into rows
+    shuffle: bool = True  # whether rows come in a new order in each epoch
+    cache: str | None = None  # folder of tokens and tokenizers; None: ~/.cache/jscale
+    workers: int = 0  # processes that read ahead; 0: threads of this one
 
     def __post_init__(self) -> None:
         for part, kinds, example in (

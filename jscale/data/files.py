@@ -30,8 +30,8 @@ NOISE = frozenset(
 class TextFiles:
     """UTF-8 text files: one file is one document, or several that `separator` divides."""
 
-    paths: tuple[str, ...]
-    separator: str | None = None
+    paths: tuple[str, ...]  # of files, or globs
+    separator: str | None = None  # between documents of a file; None: a file is one
 
     def __post_init__(self) -> None:
         check_paths(self.paths, "TextFiles")
@@ -96,7 +96,7 @@ def _is_noise(folder: str) -> bool:
 class Texts:
     """Documents in memory, for tests and notebooks."""
 
-    texts: tuple[str, ...]
+    texts: tuple[str, ...]  # one document each
 
     def documents(self, report: Report) -> Iterator[str]:
         """The strings, as they are; raises `DataError` for one that is not Unicode text."""

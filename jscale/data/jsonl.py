@@ -32,9 +32,9 @@ class JsonLines:
     the share `max_bad` of all lines is an error that names the first.
     """
 
-    paths: tuple[str, ...]
-    field: str = "text"
-    max_bad: float = 0.0001
+    paths: tuple[str, ...]  # of files, or globs
+    field: str = "text"  # which holds the text
+    max_bad: float = 0.0001  # share of bad lines that is put up with
 
     def __post_init__(self) -> None:
         check_paths(self.paths, "JsonLines")

@@ -20,7 +20,7 @@ LONGEST = 1_000_000  # period of the schedule; finer weights are rounded to this
 class Mixture:
     """Sources with their weights in rows (hence, nearly, in tokens); weights need not sum to 1."""
 
-    parts: tuple[tuple[Source, float], ...]
+    parts: tuple[tuple[Source, float], ...]  # each source with its weight
 
     def __post_init__(self) -> None:
         if not self.parts:

@@ -24,8 +24,8 @@ RECORDS = 1024  # read at a time
 class Parquet:
     """Parquet files with one document a row in `column`; a null is an empty document."""
 
-    paths: tuple[str, ...]
-    column: str = "text"
+    paths: tuple[str, ...]  # of files, or globs
+    column: str = "text"  # which holds the text
 
     def __post_init__(self) -> None:
         check_paths(self.paths, "Parquet")
@@ -83,7 +83,7 @@ def _check_column(schema: Any, column: str, where: str) -> None:
 class ArrayRecord:
     """ArrayRecord files whose records are UTF-8 text."""
 
-    paths: tuple[str, ...]
+    paths: tuple[str, ...]  # of files, or globs
 
     def __post_init__(self) -> None:
         check_paths(self.paths, "ArrayRecord")
@@ -130,9 +130,9 @@ def _records(path: Path) -> Iterator[tuple[bytes, float]]:
 class HuggingFace:
     """A folder written by `datasets.Dataset.save_to_disk`, or one split of a dictionary of them."""
 
-    path: str
-    split: str | None = None
-    column: str = "text"
+    path: str  # of the folder
+    split: str | None = None  # of a dictionary of several; None where there is one
+    column: str = "text"  # which holds the text
 
     def documents(self, report: Report) -> Iterator[str]:
         """Stream the column; raises `DataError` for damage, an unknown split or column."""

@@ -126,8 +126,8 @@ class BytePairs:
     Above `sample` bytes of input, a fixed random share of the documents is learnt from.
     """
 
-    vocab: int = 4096
-    sample: int = 1 << 28
+    vocab: int = 4096  # tokens, the three special ones included
+    sample: int = 1 << 28  # bytes of the corpus that are learnt from at most
 
     def __post_init__(self) -> None:
         if self.vocab < 259:
@@ -212,10 +212,10 @@ def _byte_of(letter: str) -> int:
 class TokenizerFile:
     """A Hugging Face tokenizer.json, or the folder that holds it; names override its config."""
 
-    path: str
-    bos: str | None = None
-    eos: str | None = None
-    pad: str | None = None
+    path: str  # of the file, or of its folder
+    bos: str | None = None  # name of the token that begins a document
+    eos: str | None = None  # name of the token that ends one
+    pad: str | None = None  # name of the token that fills rows; None: eos
 
     def load(self, training: Training | None = None) -> Tokenizer:
         """The tokenizer; raises `DataError` for a missing file, another format, an unknown name."""

@@ -27,11 +27,15 @@ class Pending:
     Reading a number of the step just dispatched would make the host wait for it, and then the
     devices for the host. Here the host reads what is ready, and waits only for a step that is more
     than `depth` pushes old, which also keeps it from running ahead without bound.
+
+    `early` off, nothing is read before it is that old: processes that must decide alike by what
+    they read then read the same at the same step.
     """
 
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, depth: int = 2, early: bool = True) -> None:
         assert depth >= 0, depth
         self._depth = depth
+        self._early = early
         self._waiting: deque[tuple[int, Numbers]] = deque()
 
     def __len__(self) -> int:
@@ -45,13 +49,16 @@ class Pending:
     def ready(self) -> list[Fetched]:
         """The oldest steps that have arrived, in order; waits only beyond `depth`."""
         found = []
-        while self._waiting and (len(self) > self._depth or _arrived(self._waiting[0][1])):
+        while self._waiting and (len(self) > self._depth or self._may_take_early()):
             found.append(self._take())
         return found
 
     def drain(self) -> list[Fetched]:
         """All steps, in order, waiting for each."""
         return [self._take() for _ in range(len(self))]
+
+    def _may_take_early(self) -> bool:
+        return self._early and _arrived(self._waiting[0][1])
 
     def _take(self) -> Fetched:
         step, numbers = self._waiting.popleft()

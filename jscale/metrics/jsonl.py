@@ -133,8 +133,8 @@ def _parse(raw: bytes) -> Line | None:
     try:
         found = json.loads(raw)
         values = {name: float(value) for name, value in found.get("values", {}).items()}
-        return Line(int(found["step"]), float(found["time"]), values, found.get("text", {}))
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return Line(int(found["step"]), float(found["time"]), values, dict(found.get("text", {})))
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

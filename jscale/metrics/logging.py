@@ -17,8 +17,8 @@ class Logging:
     [1, 10, 20, 30]
     """
 
-    every: int = 10
-    writers: tuple[Destination, ...] = (Jsonl(), TensorBoard())
+    every: int = 10  # steps between two lines
+    writers: tuple[Destination, ...] = (Jsonl(), TensorBoard())  # where numbers go
 
     def __post_init__(self) -> None:
         if self.every < 1:

@@ -1,10 +1,9 @@
-"""Peak FLOP/s of a device, as data: what MFU divides by.
+"""Peak FLOP/s of a device: what MFU divides by.
 
-Dense tensor peaks per JAX device (not per chip, where a chip is two devices), from the vendors'
-data sheets; figures with structured sparsity are halved.
+Per JAX device, not per chip, where a chip is two devices; the figures are those of
+`jscale.mesh.machines`.
 """
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-TERA = 1e12
+from jscale.mesh.machines import speed_of
 
 
 class Peak(NamedTuple):
@@ -20,48 +19,6 @@ class Peak(NamedTuple):
 
     flops: float
     origin: Literal["known", "measured"]
-
-
-class Chip(NamedTuple):
-    """TFLOP/s by width of the numbers: 16 bits, 8 bits, and what a float32 matmul runs at."""
-
-    sixteen: float
-    eight: float | None
-    thirty_two: float
-
-
-# A TPU multiplies float32 in bfloat16 passes; one pass is JAX's default precision.
-TPUS = {
-    "TPU v2": Chip(22.5, None, 22.5),  # two devices a chip
-    "TPU v3": Chip(61.5, None, 61.5),  # two devices a chip
-    "TPU v4": Chip(275, 275, 275),
-    "TPU v5 lite": Chip(197, 394, 197),
-    "TPU v5e": Chip(197, 394, 197),
-    "TPU v5": Chip(459, 918, 459),
-    "TPU v5p": Chip(459, 918, 459),
-    "TPU v6 lite": Chip(918, 1836, 918),
-    "TPU v6e": Chip(918, 1836, 918),
-    "TPU7x": Chip(1153.5, 2307, 1153.5),  # two devices a chip
-}
-# Found as whole words in names such as "NVIDIA H100 80GB HBM3", the first row that fits. Float32
-# multiplies as TensorFloat-32, JAX's default on these.
-GPUS = {
-    "H100 PCIe": Chip(756, 1513, 378),
-    "H100 NVL": Chip(835, 1671, 418),
-    "H100": Chip(989, 1979, 494.7),
-    "H800": Chip(989, 1979, 494.7),
-    "H200": Chip(989, 1979, 494.7),
-    "GH200": Chip(989, 1979, 494.7),
-    "H20": Chip(148, 296, 74),
-    "A100": Chip(312, 624, 156),
-    "A800": Chip(312, 624, 156),
-    "B200": Chip(2250, 4500, 1125),
-    "B300": Chip(2250, 4500, 1125),
-    "GB200": Chip(2500, 5000, 1250),
-    "GB300": Chip(2500, 5000, 1250),
-    "L40S": Chip(362, 733, 183),
-    "L4": Chip(121, 242, 60),
-}
 
 
 def known_peak(kind: str, dtype: Any = "bfloat16") -> Peak | None:
@@ -72,15 +29,12 @@ def known_peak(kind: str, dtype: Any = "bfloat16") -> Peak | None:
     >>> known_peak("cpu") is None
     True
     """
-    chip = TPUS.get(kind)
-    if chip is None:
-        words = (row for name, row in GPUS.items() if re.search(rf"\b{name}\b", kind))
-        chip = next(words, None)
-    if chip is None:
+    speed = speed_of(kind)
+    if speed is None:
         return None
-    by_width = {1: chip.eight, 2: chip.sixteen, 4: chip.thirty_two}
-    tera = by_width.get(jnp.dtype(dtype).itemsize)
-    return None if tera is None else Peak(tera * TERA, "known")
+    by_width = {1: speed.eight, 2: speed.sixteen, 4: speed.thirty_two}
+    flops = by_width.get(jnp.dtype(dtype).itemsize)
+    return None if flops is None else Peak(flops, "known")
 
 
 def measured_peak(

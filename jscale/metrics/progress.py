@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: a living line in a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a living line in a terminal, one text that is drawn anew
+in a notebook, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,6 +7,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
+from jscale.metrics.cell import Cell, in_notebook
 from jscale.metrics.lines import STILL, Lines
 from jscale.metrics.live import Live
 
@@ -15,7 +17,7 @@ class Progress:
 
     Args:
         total: steps of the run.
-        console: a `rich.console.Console`; standard output when None.
+        console: a `rich.console.Console`; the notebook's cell or standard output when None.
         every: without a terminal, show every so many steps (and any after ten silent seconds).
         clock: seconds, never going back.
         still: without a terminal, seconds after which a phase says again that it goes on.
@@ -30,6 +32,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         still: float = STILL,
     ) -> None:
+        if console is None and in_notebook():
+            self._display = Cell(total, clock)
+            return
         if console is None:
             from rich.console import Console  # slow to import
 

@@ -14,9 +14,9 @@ from jscale.errors import ConfigError
 class WandB:
     """Send numbers to a Weights & Biases project, under the name of the run's folder."""
 
-    project: str
-    entity: str | None = None
-    mode: str = "online"
+    project: str  # at Weights & Biases
+    entity: str | None = None  # user or team; None: your default
+    mode: str = "online"  # online, or offline
 
     def __post_init__(self) -> None:
         if self.mode not in ("online", "offline"):

@@ -22,13 +22,13 @@ class Adafactor:
     `momentum` None keeps no first moment.
     """
 
-    peak: float
-    schedule: Schedule = Cosine()
-    exponent: float = 0.8
-    momentum: float | None = None
-    factor_from: int = 128
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
+    peak: float  # the highest learning rate, relative to a weight's size
+    schedule: Schedule = Cosine()  # the share of the peak at each update
+    exponent: float = 0.8  # of the second moment's decay, 1 - t**-exponent
+    momentum: float | None = None  # decay of a first moment; None: none is kept
+    factor_from: int = 128  # sides of this size and above are factored
+    weight_decay: float = 0.0  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
 
     def __post_init__(self) -> None:
         check_common(self)

@@ -19,14 +19,14 @@ class AdamW:
     `moments` is the dtype of the first moment; the second keeps the dtype of the weights.
     """
 
-    peak: float
-    schedule: Schedule = Cosine()
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    moments: str = "float32"
+    peak: float  # the highest learning rate
+    schedule: Schedule = Cosine()  # the share of the peak at each update
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
+    moments: str = "float32"  # dtype of the first moment
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -63,13 +63,13 @@ class Lion:
     Its authors advise a peak 3 to 10 times below AdamW's, and a weight decay as many times above.
     """
 
-    peak: float
-    schedule: Schedule = Cosine()
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.5
-    clip: float | None = 1.0
-    moments: str = "float32"
+    peak: float  # the highest learning rate
+    schedule: Schedule = Cosine()  # the share of the peak at each update
+    b1: float = 0.9  # of the moment in the update
+    b2: float = 0.99  # decay of the moment
+    weight_decay: float = 0.5  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
+    moments: str = "float32"  # dtype of the moment
 
     def __post_init__(self) -> None:
         check_common(self)
@@ -101,13 +101,13 @@ class Lion:
 class SGD:
     """Gradient descent with momentum (None: without), and decoupled weight decay as in AdamW."""
 
-    peak: float
-    schedule: Schedule = Cosine()
-    momentum: float | None = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    moments: str = "float32"
+    peak: float  # the highest learning rate
+    schedule: Schedule = Cosine()  # the share of the peak at each update
+    momentum: float | None = 0.9  # decay of the moment; None: no moment
+    nesterov: bool = False  # whether the update looks one step ahead
+    weight_decay: float = 0.0  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
+    moments: str = "float32"  # dtype of the moment
 
     def __post_init__(self) -> None:
         check_common(self)

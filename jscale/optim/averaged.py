@@ -30,8 +30,8 @@ class Averaged:
     smaller of `decay` and (1 + t) / (10 + t), as TensorFlow's ExponentialMovingAverage does.
     """
 
-    of: Optimizer
-    decay: float = 0.999
+    of: Optimizer  # what is averaged
+    decay: float = 0.999  # of the average, at each update
 
     def __post_init__(self) -> None:
         checks.kind(self, "of", Optimizer)

@@ -25,18 +25,18 @@ class Muon:
     that one peak serves both.
     """
 
-    peak: float
-    schedule: Schedule = Cosine()
-    momentum: float = 0.95
-    iterations: int = 5
-    rms: float = 0.2
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
-    moments: str = "float32"
-    elsewhere: tuple[str, ...] = ("vocab",)
+    peak: float  # the highest learning rate
+    schedule: Schedule = Cosine()  # the share of the peak at each update
+    momentum: float = 0.95  # decay of the moment that is made orthogonal
+    iterations: int = 5  # Newton-Schulz steps
+    rms: float = 0.2  # root mean square of an update at learning rate 1
+    b1: float = 0.9  # AdamW's, for what is no matrix
+    b2: float = 0.95  # AdamW's, for what is no matrix
+    eps: float = 1e-8  # AdamW's, for what is no matrix
+    weight_decay: float = 0.1  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
+    moments: str = "float32"  # dtype of the first moment
+    elsewhere: tuple[str, ...] = ("vocab",)  # logical axes whose weights AdamW takes
 
     def __post_init__(self) -> None:
         check_common(self)

@@ -21,13 +21,13 @@ class ScheduleFree:
     evaluated and released. The learning rate needs a warm-up and no decay.
     """
 
-    peak: float
-    schedule: Schedule = Constant()
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float | None = 1.0
+    peak: float  # the highest learning rate
+    schedule: Schedule = Constant()  # the share of the peak at each update
+    b1: float = 0.9  # how much of the average is in the point of training
+    b2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # of matrices, per unit of learning rate
+    clip: float | None = 1.0  # the largest global norm of the gradient; None: any
 
     def __post_init__(self) -> None:
         check_common(self)

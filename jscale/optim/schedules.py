@@ -101,7 +101,7 @@ class Cosine(Formula):
     """
 
     warmup: int | float = 0  # updates, or a share of the run
-    final: float = 0.1
+    final: float = 0.1  # share of the peak at the end
 
     def __post_init__(self) -> None:
         checks.span(self, "warmup")
@@ -124,7 +124,7 @@ class Linear(Formula):
     """
 
     warmup: int | float = 0  # updates, or a share of the run
-    final: float = 0.0
+    final: float = 0.0  # share of the peak at the end
 
     def __post_init__(self) -> None:
         checks.span(self, "warmup")
@@ -146,7 +146,7 @@ class WarmupStableDecay(Formula):
 
     warmup: int | float  # updates, or a share of the run
     decay: int | float  # likewise
-    final: float = 0.0
+    final: float = 0.0  # share of the peak at the end
 
     def __post_init__(self) -> None:
         checks.span(self, "warmup")

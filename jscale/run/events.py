@@ -21,6 +21,14 @@ class Evaluated(NamedTuple):
     values: dict[str, float]
 
 
+class Examined(NamedTuple):
+    """What came out of a task of the recipe's evaluation at a step, by the task's title."""
+
+    step: int
+    task: str
+    values: dict[str, float]
+
+
 class Sampled(NamedTuple):
     """Continuations of the recipe's prompts at a step."""
 
@@ -41,5 +49,5 @@ class Noted(NamedTuple):
     text: str
 
 
-Event = Stepped | Evaluated | Sampled | Saved | Noted | Compilation
+Event = Stepped | Evaluated | Examined | Sampled | Saved | Noted | Compilation
 Callback = Callable[[Event], None]

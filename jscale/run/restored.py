@@ -1,5 +1,7 @@
 """A model out of a run's folder, by what is written there and by nothing else."""
 
+import contextlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,12 +9,18 @@ from types import ModuleType
 
 from jscale import train
 from jscale.checkpoint.restore import restore
-from jscale.config.data import read
+from jscale.config.data import Filled, read, told
+from jscale.data.corpus import Corpus
 from jscale.data.tokenizers import Tokenizer
 from jscale.errors import CheckpointError
+from jscale.evaluation.heldout import heldout_means
+from jscale.evaluation.subject import Subject
+from jscale.evaluation.task import EvaluationTask, Result
+from jscale.evaluation.trained import subject_of
 from jscale.models.model import Model, Params
 from jscale.prepare import real_mesh, task_of
 from jscale.recipe import Recipe
+from jscale.run.session import open_corpus
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +33,42 @@ class Run:
     tokenizer: Tokenizer
     step: int
     notes: tuple[str, ...] = ()  # what the user should know of how it was opened
+    folder: Path = Path()
 
     @property
     def model(self) -> Model:
         return self.task.model
+
+    @property
+    def subject(self) -> Subject:
+        """The model as one that is examined."""
+        return subject_of(self.recipe, self.task, self.params, self.tokenizer)
+
+    def corpus(self) -> Corpus:
+        """The data of the recipe, whose paths mean the folder in which the run was last started.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        with contextlib.chdir(started_in(self.folder)):
+            return open_corpus(self.recipe, None)
+
+    def evaluate(self, batches: int | None = None) -> dict[str, float]:
+        """The means over the held-out text of the run's data, or over so many batches of it.
+
+        Raises:
+            ConfigError: the recipe holds nothing out.
+            DataError: its data cannot be read.
+        """
+        return heldout_means(self.task, self.params, self.corpus(), batches)
+
+    def examine(self, task: EvaluationTask) -> Result:
+        """What comes out of a task: its numbers, and what was predicted for each question.
+
+        Raises:
+            DataError: its file cannot be read, or a question does not fit.
+        """
+        return task.open(self.tokenizer, self.recipe.data.length).ask(self.subject)
 
 
 def open_run(folder: Path, step: int | None = None, allow: Iterable[ModuleType] = ()) -> Run:
@@ -45,16 +85,27 @@ def open_run(folder: Path, step: int | None = None, allow: Iterable[ModuleType] 
     recipe_file = folder / "recipe.json"
     if not recipe_file.is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it has no recipe.json")
-    recipe = read(recipe_file, allow)
+    filled: list[Filled] = []
+    recipe = read(recipe_file, allow, filled)
     if not isinstance(recipe, Recipe):
         raise CheckpointError(f"{recipe_file} holds a {type(recipe).__name__}, not a Recipe")
-    notes: list[str] = []
+    notes: list[str] = told(recipe_file, filled)
     task = task_of(recipe, real_mesh(fitting(recipe, notes))[0])
     restored = restore(folder / "checkpoints", train.shapes(task), step)
     state: train.State = restored.state
     notes += [f"step {bad.step} is damaged ({bad.reason})" for bad in restored.set_aside]
     params = recipe.optimizer.evaluation_params(state.params, state.optimizer)
-    return Run(recipe, task, params, Tokenizer.load(folder), restored.step, tuple(notes))
+    tokenizer = Tokenizer.load(folder)
+    return Run(recipe, task, params, tokenizer, restored.step, tuple(notes), folder)
+
+
+def started_in(folder: Path) -> Path:
+    """The folder in which a run was started last, as far as it is known and still there."""
+    try:
+        where = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Path.cwd()
+    return Path(where) if isinstance(where, str) and Path(where).is_dir() else Path.cwd()
 
 
 def fitting(recipe: Recipe, notes: list[str]) -> Recipe:

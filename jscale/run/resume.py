@@ -7,7 +7,7 @@ from typing import Any
 
 from jscale.checkpoint import steps
 from jscale.checkpoint.agreement import first_decides
-from jscale.config.data import to_data
+from jscale.config.data import to_data, with_defaults
 from jscale.config.diff import Difference, diff
 from jscale.config.show import text
 from jscale.data.corpus import Corpus
@@ -41,8 +41,10 @@ def agree(folder: RunFolder, recipe: Recipe) -> list[str]:
 def _agree(folder: RunFolder, recipe: Recipe) -> list[str]:
     if not folder.recipe.exists() or not trained(folder):
         return []
-    # As data, so that a user's own types need not be imported to be compared.
-    changes = diff(recorded(folder.recipe), json.loads(json.dumps(to_data(recipe))))
+    # As data, so that a user's own types need not be imported to be compared. What was begun before
+    # a type had some field was begun with that field's default.
+    was = with_defaults(recorded(folder.recipe), recipe)
+    changes = diff(was, json.loads(json.dumps(to_data(recipe))))
     bound = [change for change in changes if not is_free(change)]
     if bound:
         more = f" and {len(bound) - 6} more" if len(bound) > 6 else ""

@@ -60,6 +60,16 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def layout(self) -> Path:
+        """Where every parameter is on the mesh (`jscale.explain`)."""
+        return self.path / "layout.json"
+
+    @property
+    def starts(self) -> Path:
+        """Each start: when, from which step, its seconds by phase (`jscale.run.starts`)."""
+        return self.path / "starts.json"
+
+    @property
     def samples(self) -> Path:
         """What the model wrote, step by step."""
         return self.path / "samples.txt"

@@ -1,9 +1,8 @@
 """The trainer: a recipe in a folder, and the loop, which is a plain `for`."""
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -13,10 +12,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jscale import train
+from jscale.checkpoint.agreement import all_come, first_decides
 from jscale.compiled import Compilation, Compiled
 from jscale.data.feed import feed
 from jscale.errors import ConfigError, NumericError
-from jscale.evaluate import heldout_means
+from jscale.evaluation.heldout import heldout_means
+from jscale.evaluation.subject import Subject
+from jscale.evaluation.task import EvaluationTask, Questions, Result
+from jscale.evaluation.trained import subject_of
 from jscale.flops import flops_per_token
 from jscale.generate import Sampling
 from jscale.metrics.fetch import Pending
@@ -26,10 +29,14 @@ from jscale.metrics.throughput import Throughput
 from jscale.metrics.writers import Writers
 from jscale.models.model import Params
 from jscale.recipe import Recipe, Samples
-from jscale.run.events import Callback, Evaluated, Event, Noted, Sampled, Saved, Stepped
+from jscale.run.clock import Clock
+from jscale.run.events import Callback, Evaluated, Event, Examined, Noted, Sampled, Saved, Stepped
+from jscale.run.peers import is_lost_peer
 from jscale.run.runfolder import atomic_write, writing
 from jscale.run.samples import write_samples
 from jscale.run.session import Session
+from jscale.run.starts import Starts
+from jscale.run.stops import Stops
 from jscale.score import score
 from jscale.signals import Signals, Stopped
 from jscale.text import check_several, continue_texts
@@ -71,7 +78,7 @@ class Trainer:
             raise ConfigError(f"a Trainer takes a Recipe, not a {type(recipe).__name__}{hint}")
         self.recipe, self.callbacks, self._progress = recipe, list(callbacks), progress
         self._closed = False
-        self.seconds: dict[str, float] = {}  # by phase
+        self._clock = Clock()
         self._throughput: Throughput | None = None
         self._values: dict[str, float] = {}  # the newest, by name
         self._signals = Signals()
@@ -82,13 +89,18 @@ class Trainer:
                 self.session = Session(recipe, path, self._phase, work)
             undo.callback(self.session.close)
             self.state, self.step = self.session.state, int(self.session.state.step)
+            self._opened = self.step
             self._saved = self.step  # a fresh state is as good as saved: its seed makes it again
             self._recall()
             self._writers = self._open_writers()
             undo.callback(self._writers.close)
             self._held = undo.pop_all()
+        spent = sum(self.seconds.values())
+        self._starts = Starts(self.session.folder.starts, self.step, self.session.about, spent)
         self._program = Compiled(train.make_step(self.task), self._compiled, self._compiling)
-        self._pending = Pending()
+        several = jax.process_count() > 1
+        self._pending = Pending(early=not several)  # what is read decides how all of them go on
+        self._asked: int | None = None  # the signal that all processes stop on
         for note in self.session.notes:
             self.tell(Noted(note))
 
@@ -101,6 +113,11 @@ class Trainer:
     def evaluation_params(self) -> Params:
         """The parameters to evaluate, generate and export with."""
         return self.recipe.optimizer.evaluation_params(self.state.params, self.state.optimizer)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of this start by phase, with "other" for the rest: they are all of them."""
+        return self._clock.seconds
 
     def tell(self, event: Event) -> None:
         """Pass an event on to the display and the callbacks."""
@@ -122,14 +139,17 @@ class Trainer:
         if self.step >= self.recipe.steps and not self._owed:
             return
         begun, skipped = self.step, self._counts["skipped"]
-        with self._signals as signals:
+        self._asked = None
+        with self._signals:
             try:
                 yield from self._steps()
             except Stopped as stopped:
-                signals.asked = stopped.signum
+                if jax.process_count() > 1:  # before its first step: there is nothing to save
+                    raise
+                self._asked = stopped.signum
             self._finish()
-            if signals.asked is not None and (self._owed or self.step < self.recipe.steps):
-                raise Stopped(signals.asked, self.step or None)
+            if self._asked is not None and (self._owed or self.step < self.recipe.steps):
+                raise Stopped(self._asked, self.step or None)
         if self.step > begun and self._counts["skipped"] - skipped == self.step - begun:
             raise NumericError(
                 f"not one of the {self.step - begun} steps could be applied: the loss or its"
@@ -139,17 +159,27 @@ class Trainer:
     def _steps(self) -> Iterator[Record]:
         stream, workers = self.session.corpus.train, self.recipe.data.workers
         sharding_of = train.sharding_of(self.task.layout)
-        with feed(stream, self.step, sharding_of, workers=workers) as batches:
+        with feed(stream, self.step, sharding_of, workers=workers) as batches, self._training:
             self._throughput = self._measure()
+            stops = Stops(self._signals, self.session.mesh)
             if self._owed:
                 self._every(self.step)
-            while self.step < self.recipe.steps and self._signals.asked is None:
+            while self.step < self.recipe.steps and not self._stop(stops):
                 self.state, metrics = self._program(self.state, self._next(batches))
                 self.step, self._owed = self.step + 1, True
                 self._pending.push(self.step, metrics)
                 self._report(self._pending.ready())
                 yield Record(self.step, metrics)
                 self._every(self.step)
+
+    @property
+    def _training(self) -> AbstractContextManager[None]:
+        """The time of the steps, with what the caller does between them."""
+        return self._clock.phase("training steps")
+
+    def _stop(self, stops: Stops) -> bool:
+        self._asked = stops.asked()
+        return self._asked is not None
 
     def fit(self) -> dict[str, Any]:
         """Train to the end; what `summary.json` says."""
@@ -164,6 +194,20 @@ class Trainer:
             ConfigError: the recipe holds nothing out.
         """
         return heldout_means(self.task, self.evaluation_params, self.session.corpus, batches)
+
+    def examine(self, task: EvaluationTask) -> Result:
+        """What comes out of a task: its numbers, and what was predicted for each question.
+
+        Raises:
+            DataError: its file cannot be read, or a question does not fit.
+        """
+        tokenizer, length = self.session.corpus.tokenizer, self.recipe.data.length
+        return task.open(tokenizer, length).ask(self._subject)
+
+    @property
+    def _subject(self) -> Subject:
+        tokenizer = self.session.corpus.tokenizer
+        return subject_of(self.recipe, self.task, self.evaluation_params, tokenizer)
 
     def predict(self, texts: Sequence[str]) -> list[np.ndarray]:
         """For each text, the log-probability of every token after its first."""
@@ -205,6 +249,7 @@ class Trainer:
             note = {"data": data, "next_batch": self.step, "owed": self._owed}
             self.session.store.save(self.step, self.state, note)
         self._saved = self.step
+        self._starts.write(self.step, self.seconds)
         self.tell(Saved(self.step, self.session.folder.checkpoints / str(self.step)))
 
     def summary(self) -> dict[str, Any]:
@@ -232,6 +277,10 @@ class Trainer:
         if self._closed:
             raise ConfigError("this trainer is closed and its folder given back: make a new one")
 
+    def __repr__(self) -> str:
+        where = f"step {self.step} of {self.recipe.steps}, {self.session.choice.shape}"
+        return f"<Trainer of {self.recipe.name!r}: {where}, in {self.session.folder.path}>"
+
     def __enter__(self) -> "Trainer":
         return self
 
@@ -243,7 +292,8 @@ class Trainer:
     ) -> None:
         if kind is not None:  # what is pending may be what went wrong
             self._closed = True
-            self._held.close()
+            if not is_lost_peer(error):  # else a save under way would wait for the one that is gone
+                self._held.close()
             return
         if not self._closed:
             with self._held:
@@ -256,31 +306,39 @@ class Trainer:
         watch, path = self.state.watch, self.session.folder.summary
         self._counts = {"skipped": int(watch.skipped), "spikes": int(watch.spikes)}
         self._owed = bool(self.session.note.get("owed"))  # `_every` of this step is to be done
-        was = read_summary(path) if self.step else {}
+        was = first_decides(lambda: read_summary(path)) if self.step else {}
         if was.get("step") == self.step:
             self._values = dict(was["values"])
             self._owed = bool(was["owed"])
 
     def _open_writers(self) -> Writers:
         """Files of numbers, cut back to this step; the first process writes them."""
-        folder, step = self.session.folder, self.step
-        if jax.process_index():
-            return Writers(folder.path, step, ())
-        with writing(folder.path):
-            write_samples(folder.samples, step + (not self._owed), ())
-            return self.recipe.logging.open(folder.path, step)
+        folder, step, opened = self.session.folder, self.step, list[Writers]()
+
+        def open_first() -> None:
+            with writing(folder.path):
+                write_samples(folder.samples, step + (not self._owed), ())
+                opened.append(self.recipe.logging.open(folder.path, step))
+
+        first_decides(open_first)
+        return opened[0] if opened else Writers(folder.path, step, ())
+
+    def _at_once(self) -> AbstractContextManager[None]:
+        """A block in which a process may stop by itself: it is alone, or no step has been taken.
+
+        Else the others would wait for it, and it for them to save.
+        """
+        free = jax.process_count() == 1 or self.step == self._opened
+        return self._signals.at_once() if free else nullcontext()
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        with self._phase("compiling the train step"), self._signals.at_once():
+        with self._phase("compiling the train step"), self._at_once():
             yield
 
     def _next(self, batches: Iterator[PyTree]) -> PyTree:
-        start = time.perf_counter()
-        with self._signals.at_once():
-            batch = next(batches)
-        self._spend("waiting for data", time.perf_counter() - start)
-        return batch
+        with self._clock.phase("waiting for data"), self._at_once():
+            return next(batches)
 
     def _every(self, step: int) -> None:
         """What is done every so many steps."""
@@ -288,16 +346,18 @@ class Trainer:
         evaluation, samples = self.recipe.evaluation, self.recipe.samples
         last = step >= self.recipe.steps
         try:
-            if (
-                evaluation
-                and self.session.corpus.heldout
-                and (last or step % evaluation.every == 0)
-            ):
-                self._evaluate(step, evaluation.batches)
+            if evaluation and (last or step % evaluation.every == 0):
+                if self.session.corpus.heldout:
+                    self._evaluate(step, evaluation.batches)
+                for title, questions in self.session.questions.items():
+                    self._examine(step, title, questions)
             if samples and (last or step % samples.every == 0):
                 self._sample(step, samples)
         except Exception:
-            self.save()  # what fails here does not cost what was trained
+            # What fails here does not cost what was trained, unless on one process of several: the
+            # others wait for it, and nothing can be saved.
+            if all_come(f"failure at step {step}", seconds=5.0):
+                self.save()
             raise
         self._owed = False
         if last or self.session.store.due(step):
@@ -305,15 +365,24 @@ class Trainer:
 
     def _evaluate(self, step: int, batches: int | None) -> None:
         self._report(self._pending.drain())  # in order, and they are waited for in any case
-        with self._phase("evaluating"), self._signals.at_once():
+        with self._phase("evaluating"), self._at_once():
             values = self.evaluate(batches)
         self._write(step, "heldout", values)
         self.tell(Evaluated(step, values))
         self.tell(Noted(f"step {step}: held-out loss {values['loss']:.4f}"))
 
+    def _examine(self, step: int, title: str, questions: Questions) -> None:
+        self._report(self._pending.drain())
+        with self._phase(f"task {title}"), self._at_once():
+            values = questions.ask(self._subject).values
+        self._write(step, "task", {f"{title}/{name}": value for name, value in values.items()})
+        self.tell(Examined(step, title, values))
+        if "acc" in values:
+            self.tell(Noted(f"step {step}: {title} accuracy {values['acc']:.4f}"))
+
     def _sample(self, step: int, samples: Samples) -> None:
         self._report(self._pending.drain())
-        with self._phase("sampling"), self._signals.at_once():
+        with self._phase("sampling"), self._at_once():
             texts = self.generate(samples.prompts, samples.length, samples.sampling, seed=step)
         pairs = tuple(zip(samples.prompts, texts, strict=True))
         if jax.process_index() == 0:
@@ -368,6 +437,7 @@ class Trainer:
         if not self.session.store.poll():
             with self._phase("waiting for the save"):
                 self.session.store.wait()
+        self._starts.write(self.step, self.seconds)
         if jax.process_index() == 0:
             text = json.dumps(self.summary(), indent=2)
             atomic_write(self.session.folder.summary, text + "\n")
@@ -377,9 +447,12 @@ class Trainer:
         flops = flops_per_token(self.task.model, self.recipe.data.length)
         with self._phase("measuring the machine"):
             peak = find_peak(self.recipe.precision.compute)
+        self._starts.know(peak=peak._asdict(), flops_per_token=flops)
         return Throughput(flops, peak.flops * self.session.mesh.devices.size)
 
     def _compiled(self, compilation: Compilation) -> None:
+        self._starts.compiled(compilation)
+        self._starts.write(self.step, self.seconds)
         self.tell(compilation)
         if compilation.changed:
             changes = "; ".join(compilation.changed)
@@ -388,17 +461,13 @@ class Trainer:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """A block of time that is no training, shown and added up by its name."""
-        start = time.perf_counter()
         with ExitStack() as stack:
+            stack.enter_context(self._clock.phase(name))
             if self._progress:
                 stack.enter_context(self._progress.phase(name))
             if self._throughput:
                 stack.enter_context(self._throughput.pause())
             yield
-        self._spend(name, time.perf_counter() - start)
-
-    def _spend(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def resolve(name: str, overrides: Sequence[str] = (), imports: Sequence[str] = (
 
     allow = [load_file(Path(file)) for file in imports]
     loaded = load(name, recipes, allow, expect=Recipe)
+    for note in loaded.notes:
+        print(f"jscale: {note}", file=sys.stderr)
     _check_form(overrides, loaded.value)
     changes = parse_overrides(overrides)
     types = _types(loaded)

@@ -7,33 +7,58 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jscale.errors import ConfigError
+from jscale.errors import ConfigError, PeerError
 from jscale.launch.commands.arguments import Resolved, recipe_from, recipe_parser
+from jscale.launch.join import (
+    LIFELINE,
+    die_with_launcher,
+    hear_signals,
+    join,
+    leave,
+    place_in,
+)
 from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train a recipe to its end in its run folder; Ctrl-C saves and stops."""
     options = parser().parse_intermixed_args(list(arguments))
+    die_with_launcher(os.environ)
+    place = place_in(os.environ)
     quiet()
     from jscale.launch.second_signal import second_signal_ends
     from jscale.mesh import simulate
+    from jscale.run.peers import is_lost_peer
     from jscale.signals import Interrupted, Signals, Stopped, abandoned
 
     signals = Signals()
     with second_signal_ends(), signals:
         try:
             with signals.at_once():
+                hear_signals()
                 resolved = recipe_from(options)
                 if options.devices is not None:
                     simulate(check_devices(options.devices))
                 if options.dry_run:
                     return rehearse(resolved.value)
+                if place or options.distributed:
+                    join(place)
                 folder = folder_of(resolved, options.run)
-                return train(resolved.value, folder, shipped_name(resolved))
-        except (Stopped, Interrupted) as end:
-            print(end, flush=True)
-            return leave(end.status) if abandoned() else end.status
+                return train(resolved, folder)
+        except (Stopped, Interrupted) as stop:
+            print(stop, flush=True)
+            if isinstance(stop, Stopped) and stop.step is not None:  # as all processes do
+                leave()
+            return exit_now(stop.status) if abandoned() else stop.status
+        except Exception as error:
+            if not is_lost_peer(error):
+                raise
+            if LIFELINE in os.environ:  # the launcher says it, for it knows which one and why
+                return PeerError.status
+            raise PeerError(
+                "another process of this job has ended, and this one cannot go on without it: see"
+                " what that one says; start the job again to go on from the last saved step"
+            ) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,14 +68,19 @@ def parser() -> argparse.ArgumentParser:
         "--devices", type=int, metavar="N", help="simulate N devices on the processor"
     )
     parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the job that Slurm, Open MPI, Kubernetes or a TPU pod started this process for",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, compile the step, train nothing"
     )
     return parser
 
 
-def check_devices(count: int) -> int:
+def check_devices(count: int, option: str = "--devices") -> int:
     if not 1 <= count <= 1024:
-        raise ConfigError(f"--devices takes a number from 1 to 1024, not {count}")
+        raise ConfigError(f"{option} takes a number from 1 to 1024, not {count}")
     return count
 
 
@@ -86,17 +116,20 @@ def shipped_name(resolved: Resolved) -> str | None:
     return source.stem if source.parent in map(Path, recipes.__path__) else None
 
 
-def train(recipe: Any, folder: Path, shipped: str | None) -> int:
+def train(resolved: Resolved, folder: Path) -> int:
     """The run, with its display; the exit status."""
     from jscale.run.programs import keep_programs
 
     keep_programs()
     from jscale.launch.closing import say_goodbye
+    from jscale.launch.origin import record_base
     from jscale.metrics.progress import Progress
     from jscale.run.trainer import Trainer
 
+    recipe, shipped = resolved.value, shipped_name(resolved)
     with Progress(recipe.steps, every=recipe.logging.every) as progress:
         with Trainer(recipe, folder, progress=progress) as trainer:
+            record_base(resolved, folder)
             begun = trainer.step
             trainer.fit()
             trained = trainer.step - begun
@@ -104,7 +137,7 @@ def train(recipe: Any, folder: Path, shipped: str | None) -> int:
     return 0
 
 
-def leave(status: int) -> int:
+def exit_now(status: int) -> int:
     """End here, though native code is still busy with what was abandoned."""
     sys.stdout.flush()
     sys.stderr.flush()

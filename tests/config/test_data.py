@@ -13,8 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jscale.config.data import fingerprint, from_data, read, to_data, write
+from jscale.config.data import (
+    Filled,
+    fingerprint,
+    from_data,
+    read,
+    to_data,
+    told,
+    with_defaults,
+    write,
+)
 from jscale.config.diff import Difference
+from jscale.config.load import load
 from jscale.errors import ConfigError
 
 HERE = sys.modules[__name__]
@@ -233,6 +243,51 @@ def test_only_allowed_modules_of_others_are_used() -> None:
 def test_a_type_checks_what_it_is_restored_with() -> None:
     with pytest.raises(ConfigError, match="^inner: size must not be negative, not -1$"):
         from_data({**to_data(Outer(1)), "inner": {**to_data(Inner(1)), "size": -1}}, [HERE])
+
+
+def test_a_field_that_is_newer_than_the_data_takes_its_default_and_is_told(tmp_path: Path) -> None:
+    data = to_data(Outer((Inner(1), Inner(2)), rules={"a": 1}))
+    del data["anything"][1]["rate"], data["inner"]["color"], data["rules"]
+    filled: list[Filled] = []
+    value = from_data(data, [HERE], filled)
+    assert value == Outer((Inner(1), Inner(2)))
+    assert [(f.path, f.owner, f.value) for f in filled] == [
+        ("rules", Outer, {}),
+        ("anything.1.rate", Inner, 0.5),
+        ("inner.color", Inner, Color.RED),
+    ]
+    (said,) = told(tmp_path, filled[1:2])
+    assert said.endswith("is of an earlier version and takes the default of: anything.1.rate=0.5")
+    assert told(tmp_path, []) == []
+    filled.clear()
+    assert from_data(to_data(value), [HERE], filled) == value and not filled
+
+
+def test_a_recipe_file_of_an_older_version_is_loaded_with_a_note(tmp_path: Path) -> None:
+    data = to_data(Outer(None))
+    del data["inner"]["rate"]
+    (tmp_path / "recipe.json").write_text(json.dumps(data))
+    loaded = load(str(tmp_path), allow=[HERE])
+    assert loaded.value == Outer(None)
+    (note,) = loaded.notes
+    assert note.endswith("takes the default of: inner.rate=0.5")
+    assert loaded.origins["inner.rate"].startswith("default of Inner")
+    assert loaded.origins["inner.size"].startswith("run folder")
+
+
+def test_data_are_filled_for_comparing_only_where_the_types_agree() -> None:
+    value = Outer((Inner(1, rate=0.25),), inner=Inner(2), rules={"a": Inner(3)})
+    older = to_data(value)
+    del older["anything"][0]["rate"], older["inner"]["rate"], older["rules"]["a"]["color"]
+    wanted = to_data(value)
+    wanted["anything"][0]["rate"] = 0.5  # what it was begun with, not what it is now
+    assert with_defaults(older, value) == wanted
+    assert with_defaults(to_data(value), value) == to_data(value)
+    for other in (Outer(None, rules={}), Outer((Inner(1), Inner(2))), None, Thawed()):
+        assert with_defaults(older["anything"], other) == older["anything"]
+    foreign = {"type": "os:system", "a": 1}
+    assert with_defaults(foreign, value) == foreign
+    assert with_defaults({**older, "more": 1}, value)["more"] == 1
 
 
 def test_data_of_an_older_version_is_refused_with_the_difference() -> None:

@@ -120,6 +120,7 @@ RUNS = {
     "evaluate nowhere": (66, "nowhere is not the folder of a run"),
     "evaluate run --batches 0": (64, "evaluation needs at least 1 batch, not 0"),
     "evaluate run --step 3": (66, "has no step 3"),
+    "evaluate run --no-heldout": (64, "there is nothing to measure: give a --task"),
     "train nowhere": (64, "there is no recipe, file or run folder 'nowhere'"),
     "explain run --devices 0": (64, "there must be at least 1 device, not 0"),
 }

@@ -12,6 +12,7 @@ from run.tiny import (
     MODEL,
     call,
     contents,
+    environment,
     finish,
     prints,
     start,
@@ -185,7 +186,8 @@ def test_a_full_disk_ends_in_one_sentence(ended: Path, tmp_path: Path, what: str
     file = write_recipe(ended, f"steps=2000, evaluation=None, samples=None, {changes}")
     every = 5 if changes else 3000
     words = ("train", file, "--run", tmp_path / "run", "--devices", 1, f"checkpoints.every={every}")
-    child = start(*words, cwd=ended)
+    # Without the cache of programs, which it would leave broken for all who share it.
+    child = start(*words, cwd=ended, env=environment() | {"JAX_ENABLE_COMPILATION_CACHE": "false"})
     resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (limit, limit))
     status, out, err = finish(child)
     assert (status, err.count("\n")) == (66, 1), err

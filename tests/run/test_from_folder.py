@@ -65,7 +65,7 @@ def test_evaluation_is_that_of_training(
     ended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", str(ended / "run"), "--batches", "2"]) == 0
+    assert main(["evaluate", str(ended / "run"), "--batches", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     summary = json.loads((ended / "run/summary.json").read_text())
     assert found["step"] == 10
@@ -85,7 +85,7 @@ def test_a_path_of_the_recipe_means_the_folder_in_which_the_run_was_started(
     monkeypatch.chdir(home)
     train(recipe, Path("run"))
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "home/run", "--batches", "1"]) == 0
+    assert main(["evaluate", "home/run", "--batches", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 3
 
 

@@ -11,7 +11,7 @@ from run.tiny import prints, tiny, train, written
 
 from jscale.compiled import Compilation
 from jscale.errors import NumericError
-from jscale.evaluate import heldout_means
+from jscale.evaluation.heldout import heldout_means
 from jscale.guard import Guard, Spike
 from jscale.launch.cli import main
 from jscale.metrics import Logging, read_lines
