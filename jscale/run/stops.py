@@ -17,8 +17,9 @@ class Stops:
     """The signal on which to stop, the same on every process at the same step.
 
     One process stops on what it hears. Several ask one another at each step, by a program of one
-    number a device that runs between the steps, and read the answer `LAG` steps later. Its order among the other programs is the same everywhere, so that all read
-    the same answer at the same step: no process goes on into a step that another will not begin.
+    number a device that runs between the steps, and read the answer `LAG` steps later. Its order
+    among the other programs is the same everywhere, so that all read the same answer at the same
+    step: no process goes on into a step that another will not begin.
     """
 
     def __init__(self, signals: Signals, mesh: Mesh) -> None:
