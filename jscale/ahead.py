@@ -7,12 +7,12 @@ runs is not in it: batches made ready ahead, the copies of a save, what the runt
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from jscale import train
-from jscale.compiled import out_of_memory
+from jscale.compiled import Memory, memory_of, out_of_memory
 from jscale.errors import ConfigError
 from jscale.explain import bytes_of
 from jscale.mesh import MeshShape, make_mesh
@@ -26,19 +26,6 @@ from jscale.signals import aside
 # How libtpu says what it would have needed; its G are GiB.
 NEEDS = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class Memory(NamedTuple):
-    """Bytes on one device while a step runs, as the compiler laid them out."""
-
-    arguments: int  # the state and the batch, with the padding that the chip wants
-    outputs: int  # what is not written over the state: metrics
-    temporaries: int  # activations, gradients, gathered weights
-    program: int
-
-    @property
-    def total(self) -> int:
-        return sum(self)
 
 
 @dataclass(frozen=True)
@@ -123,19 +110,6 @@ def check_size(recipe: Recipe, machine: Target) -> None:
             f"the mesh ({mesh}) has {mesh.devices} device(s), and {machine.name} has"
             f" {machine.count}; set mesh=auto to have one chosen"
         )
-
-
-def memory_of(program: Any) -> Memory | None:
-    """The compiler's account of a compiled program; None where it gives none."""
-    stats = program.memory_analysis()
-    if stats is None:
-        return None
-    return Memory(
-        arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        program=stats.generated_code_size_in_bytes,
-    )
 
 
 def at_hand() -> Target:

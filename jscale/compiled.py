@@ -137,10 +137,33 @@ def short(text: str) -> str:
     return re.sub(r"^([A-Z_]+: )?(E\d+: \w+: ?)?", "", text.strip()).splitlines()[0].rstrip(".:")
 
 
-def peak_memory(program: Any) -> int | None:
-    """Bytes that the program needs on one device: arguments, results and temporaries."""
+class Memory(NamedTuple):
+    """Bytes on one device while a step runs, as the compiler laid them out."""
+
+    arguments: int  # the state and the batch, with the padding that the chip wants
+    outputs: int  # what is not written over the state: metrics
+    temporaries: int  # activations, gradients, gathered weights
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def memory_of(program: Any) -> Memory | None:
+    """The compiler's account of a compiled program; None where it gives none."""
     stats = program.memory_analysis()
     if stats is None:
         return None
-    fixed = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return fixed + stats.temp_size_in_bytes
+    return Memory(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+    )
+
+
+def peak_memory(program: Any) -> int | None:
+    """Bytes that the program needs on one device: arguments, results and temporaries."""
+    memory = memory_of(program)
+    return None if memory is None else memory.total - memory.program

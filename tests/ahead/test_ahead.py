@@ -4,7 +4,8 @@ import jax
 import pytest
 from ahead.machines import need, recipe
 
-from jscale.ahead import Memory, Report, compile_for
+from jscale.ahead import Report, compile_for
+from jscale.compiled import Memory
 from jscale.errors import ConfigError
 from jscale.explain import compile_step
 from jscale.mesh import MeshShape
