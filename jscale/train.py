@@ -114,7 +114,7 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
         finite = jnp.isfinite(norm) & jnp.isfinite(loss) & (sums.weight > 0)
         apply, watch = judge(task.guard, state.watch, loss, finite, task.precision.scaled)
     with jax.named_scope("optimizer"):
-        params, moments = apply_where(apply, partial(descend, task, where), state, grads)
+        params, moments = apply_where(apply, partial(descend, task, where, norm), state, grads)
         new = State(state.step + 1, params, moments, state.rng, watch)
     return new, report(sums, norm, watch)
 
@@ -122,10 +122,14 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
 Updated = tuple[Params, PyTree[Array]]
 
 
-def descend(task: Task, where: PyTree[NamedSharding], state: State, grads: PyTree) -> Updated:
-    """The parameters and the optimizer's state after this gradient."""
+def descend(
+    task: Task, where: PyTree[NamedSharding], norm: Array, state: State, grads: PyTree
+) -> Updated:
+    """The parameters and the optimizer's state after this gradient of that global norm."""
     grads = jax.tree.map(lambda g, w: g.astype(w.dtype), grads, state.params)
-    updates, moments = task.optimizer.update(grads, state.optimizer, state.params)
+    # Clipping takes the norm as it is: no second reading of all gradients.
+    optimizer = optax.with_extra_args_support(task.optimizer)
+    updates, moments = optimizer.update(grads, state.optimizer, state.params, norm=norm)
     params = optax.apply_updates(state.params, updates)
     return jax.lax.with_sharding_constraint(params, where), moments
 

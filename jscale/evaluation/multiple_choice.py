@@ -13,6 +13,7 @@ from jscale.evaluation.boundary import Continuations, encode_continuations
 from jscale.evaluation.records import Chosen, check_files, read_chosen, with_shots
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import Result, share
+from jscale.metrics.jsonl import json_number
 from jscale.score import Told, score, tell_nobody
 
 
@@ -89,9 +90,14 @@ class Scored(NamedTuple):
     bytes: list[int]
     tokens: list[int]
 
-    def likeliest(self, over: Sequence[int] | None = None) -> int:
-        """The number of the likeliest choice, its log-probability divided by what it is `over`."""
+    def likeliest(self, over: Sequence[int] | None = None) -> int | None:
+        """The number of the likeliest choice, its log-probability divided by what it is `over`.
+
+        None, which is never right, where one is not a number: numpy would call that the likeliest.
+        """
         values = np.asarray(self.logprobs, np.float64)
+        if np.isnan(values).any():
+            return None
         return int((values if over is None else values / np.asarray(over)).argmax())
 
 
@@ -144,6 +150,6 @@ def prediction(question: Chosen, scored: Scored) -> dict[str, Any]:
         "predicted": scored.likeliest(),
         "predicted_norm": scored.likeliest(scored.bytes),
         "predicted_norm_tokens": scored.likeliest(scored.tokens),
-        "logprobs": scored.logprobs,
+        "logprobs": [json_number(value) for value in scored.logprobs],
         "tokens": scored.tokens,
     }

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from jscale.errors import DataError
 
+LARGEST = 2**53  # of steps and seconds: beyond, a float skips some
 RECENT = 64  # steps whose names are remembered; evaluations lag behind training by fewer
 
 
@@ -57,7 +58,7 @@ class JsonlWriter:
         """Append a line of numbers."""
         fresh = self._fresh(step, values)
         if fresh:
-            self._append(step, "values", {name: _json_number(fresh[name]) for name in fresh})
+            self._append(step, "values", {name: json_number(fresh[name]) for name in fresh})
 
     def text(self, step: int, name: str, text: str) -> None:
         """Append a line with a text."""
@@ -133,15 +134,17 @@ def _parse(raw: bytes) -> Line | None:
     try:
         found = json.loads(raw)
         values = {name: float(value) for name, value in found.get("values", {}).items()}
-        return Line(int(found["step"]), float(found["time"]), values, dict(found.get("text", {})))
+        step, moment = int(found["step"]), float(found["time"])
+        possible = 0 <= step < LARGEST and abs(moment) < LARGEST
+        return Line(step, moment, values, dict(found.get("text", {}))) if possible else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 
-def _json_number(value: float) -> float | str:
-    """The value as JSON can say it.
+def json_number(value: float | int) -> float | str:
+    """The value as JSON can say it; `float` reads all of them.
 
-    >>> _json_number(0.5), _json_number(float("-inf"))
+    >>> json_number(0.5), json_number(float("-inf"))
     (0.5, '-Infinity')
     """
     value = float(value)

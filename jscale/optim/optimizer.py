@@ -58,15 +58,18 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
     """Gradients times min(1, most / norm), as Pascanu et al. 2013, arXiv 1211.5063.
 
     One factor for all, so that the product joins whatever reads the gradients next; optax divides
-    and selects, and XLA writes all clipped gradients to memory first.
+    and selects, and XLA writes all clipped gradients to memory first. Whoever knows the norm
+    already gives it to `update` as `norm`.
     """
 
-    def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
-        norm = optax.tree.norm(updates)
+    def update(
+        updates: PyTree, state: Any, params: Any = None, *, norm: Any = None, **others: Any
+    ) -> tuple[PyTree, Any]:
+        norm = optax.tree.norm(updates) if norm is None else norm
         factor = jnp.where(norm > most, most / norm, 1.0)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def decay_after(

@@ -19,6 +19,7 @@ from jscale.pictures.ticks import plain, short
 POINTS = 800  # of one curve on paper; more cannot be seen
 DOTTED = 40  # a curve of no more points shows each of them
 DENSE = 300  # a curve of more is drawn with a finer line
+LARGEST = 1e150  # of a value that is drawn
 SPAN = 100.0  # a ratio of largest to smallest from which "auto" takes a logarithmic scale
 
 
@@ -45,8 +46,13 @@ class Series:
 
     @cached_property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and y as arrays, without places that are not finite."""
+        """x and y as arrays, without places that are not finite.
+
+        A y at the end of what a float64 can be counts as not finite, or as 0: a scale needs room.
+        """
         x, y = np.asarray(self.x, float), np.asarray(self.y, float)
+        y = np.where(np.abs(y) > LARGEST, np.copysign(np.inf, y), y)
+        y = np.where(np.abs(y) < 1 / LARGEST, 0.0, y)
         known = np.isfinite(x)
         return x[known], y[known]
 

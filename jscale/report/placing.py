@@ -101,7 +101,14 @@ def placed(data: Mapping[str, Any]) -> Placed:
             {str(part): int(size) for part, size in data["bytes_per_device"].items()},
             tuple(map(str, data["replicated"])),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
         raise CheckpointError(f"the layout is not as jscale writes it ({error!r})") from error
 
 

@@ -16,6 +16,7 @@ from jscale.errors import CheckpointError
 from jscale.metrics.jsonl import Line, read_lines
 from jscale.run.starts import read_starts
 
+LARGEST, EXACT = 1e300, 2**53  # beyond, sums overflow, and whole numbers are not exact
 ODD = "{} cannot be read, and its part of this page is missing"
 
 
@@ -73,7 +74,7 @@ class Account:
         """Rows times length, padding included, if the recipe's data have such."""
         data = part(self.recipe.get("data"))
         rows, length = whole(data.get("batch")), whole(data.get("length"))
-        return rows * length if rows and length else None
+        return whole(rows * length) if rows and length else None
 
     @property
     def going_on(self) -> bool | None:
@@ -210,14 +211,15 @@ def moment(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A finite number of somebody's JSON, or None."""
+    """A finite number of somebody's JSON that can be calculated with, or None."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and np.isfinite(value) else None
+    return float(value) if plain and -LARGEST < value < LARGEST else None
 
 
 def whole(value: Any) -> int | None:
     """A positive whole number of somebody's JSON, or None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    return value if plain and 0 < value < EXACT else None
 
 
 def alive(process: Any) -> bool:

@@ -23,6 +23,7 @@ from jscale.evaluation.trained import subject_of
 from jscale.flops import flops_per_token
 from jscale.generate import Sampling
 from jscale.metrics.fetch import Pending
+from jscale.metrics.jsonl import json_number
 from jscale.metrics.peak import find_peak
 from jscale.metrics.progress import Progress
 from jscale.metrics.throughput import Throughput
@@ -308,7 +309,7 @@ class Trainer:
         self._owed = bool(self.session.note.get("owed"))  # `_every` of this step is to be done
         was = first_decides(lambda: read_summary(path)) if self.step else {}
         if was.get("step") == self.step:
-            self._values = dict(was["values"])
+            self._values = was["values"]
             self._owed = bool(was["owed"])
 
     def _open_writers(self) -> Writers:
@@ -401,6 +402,7 @@ class Trainer:
             more = rates.values(remaining) if rates else {}
             if not remaining:
                 more.pop("eta_seconds", None)
+                self._values.pop("train/eta_seconds", None)
             rate = self.recipe.optimizer.rate(step - 1, self.recipe.steps)
             self._warn(step, values)
             values = {**values, "rate": rate, **more}
@@ -439,7 +441,8 @@ class Trainer:
                 self.session.store.wait()
         self._starts.write(self.step, self.seconds)
         if jax.process_index() == 0:
-            text = json.dumps(self.summary(), indent=2)
+            values = {name: json_number(value) for name, value in self._values.items()}
+            text = json.dumps({**self.summary(), "values": values}, indent=2, allow_nan=False)
             atomic_write(self.session.folder.summary, text + "\n")
 
     def _measure(self) -> Throughput:
@@ -476,5 +479,9 @@ def read_summary(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    complete = isinstance(found, dict) and {"step", "owed", "values"} <= found.keys()
-    return found if complete else {}
+    if not (isinstance(found, dict) and {"step", "owed", "values"} <= found.keys()):
+        return {}
+    try:
+        return {**found, "values": {k: float(value) for k, value in found["values"].items()}}
+    except (TypeError, ValueError, AttributeError):
+        return {}

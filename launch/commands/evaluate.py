@@ -162,8 +162,9 @@ def show(
 ) -> None:
     """Print the numbers, as JSON or as lines for people."""
     if as_json:
-        tasks = {title: result.values for title, result in results.items()}
-        print(json.dumps({"step": step, **means, **({"tasks": tasks} if tasks else {})}, indent=2))
+        tasks = {title: as_json_numbers(result.values) for title, result in results.items()}
+        found = {"step": step, **as_json_numbers(means), **({"tasks": tasks} if tasks else {})}
+        print(json.dumps(found, indent=2, allow_nan=False))
         return
     rows = [("step", f"{step}"), *((name, number(name, x)) for name, x in means.items())]
     for title, result in results.items():
@@ -171,6 +172,12 @@ def show(
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
+
+
+def as_json_numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    from jscale.metrics.jsonl import json_number
+
+    return {name: json_number(value) for name, value in values.items()}
 
 
 def with_errors(values: Mapping[str, float]) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,11 @@
 """The choice that is likeliest by a plain call of the model is the one predicted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from close import LAYOUT, assert_close
@@ -83,6 +85,15 @@ def test_lengths_decide_differently(tmp_path: Path) -> None:
     means = [p["logprobs"][0] / 40, p["logprobs"][1]]
     assert p["predicted_norm"] == p["predicted_norm_tokens"] == int(np.argmax(means))
     assert "acc_stderr" not in result.values  # of one question nothing is known
+
+
+def test_a_model_that_knows_no_number_is_never_right(file: Path, tmp_path: Path) -> None:
+    who = subject(tmp_path)
+    broken = replace(who, params=jax.tree.map(lambda x: x * np.nan, who.params))
+    result = ask(broken, file)
+    assert result.values["acc"] == result.values["acc_norm"] == 0.0  # not the share of choice 0
+    assert {p["predicted"] for p in result.predictions} == {None}
+    assert json.dumps(result.predictions, allow_nan=False)
 
 
 def test_examples_stand_before_every_prompt(tmp_path: Path) -> None:

@@ -104,6 +104,15 @@ def test_a_damaged_line_is_an_error_to_read_and_no_obstacle_to_resume(path):
     assert [line.step for line in read_lines(path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("step, time", [(-1, 1.0), (1e308, 1.0), (2**53, 1.0), (2, 1e308)])
+def test_a_step_or_time_that_cannot_be_is_an_error_to_read(path, step, time):
+    write(path, 0, [1])
+    with path.open("a") as file:
+        file.write(json.dumps({"step": step, "time": time, "values": {"a": 1.0}}) + "\n")
+    with pytest.raises(DataError, match="line 2 is not a line of metrics"):
+        list(read_lines(path))
+
+
 def test_nothing_is_rewritten_when_nothing_is_cut(path):
     write(path, 0, [1, 2])
     before = path.stat().st_ino

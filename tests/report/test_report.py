@@ -288,7 +288,7 @@ def test_damaged_files_beside_the_metrics_are_named(tmp_path: Path) -> None:
     assert "layout.json is not as jscale writes it" in text
 
 
-ODD = [1, None, "x", [], [1], {}, {"a": 1}, -1, 1e400, True]
+ODD = [1, None, "x", [], [1], {}, {"a": 1}, -1, 1e400, True, 2**70, -1e308]
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
@@ -316,6 +316,27 @@ def test_odd_data_never_break_a_report(tmp_path: Path, odd: Any) -> None:
     two = write_run(tmp_path / "two", [line(1, train_loss=1.0)])
     assert "Loss" in made(one).text
     assert "Last values" in made(one, two, out=tmp_path / "both.html").text
+
+
+@pytest.mark.parametrize("key", ["size", "mesh", "count", "bytes_per_device"])
+def test_an_endless_layout_is_left_out(tmp_path: Path, key: str) -> None:
+    dimension = {"size": 4, "axis": "embed", "over": [], "reason": "rule"}
+    about = {"dtype": "float32", "dimensions": [dimension], "bytes_per_device": 16}
+    layout: dict[str, Any] = {"mesh": {"data": 2}, "reason": "chosen", "count": 4}
+    layout |= {"parameters": {"a": about}, "bytes_per_device": {"params": 16}, "replicated": []}
+    lines = [line(1, train_loss=1.0)]
+    assert "embed whole" in made(write_run(tmp_path / "one", lines, layout=layout)).text
+    where = {"size": dimension, "mesh": layout["mesh"], "bytes_per_device": about}.get(key, layout)
+    where["data" if key == "mesh" else key] = 1e400
+    text = made(write_run(tmp_path / "two", lines, layout=layout)).text
+    assert "layout.json is not as jscale writes it" in text
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e-320])
+def test_values_at_the_end_of_what_a_number_can_be_are_drawn(tmp_path: Path, value: float) -> None:
+    lines = [line(1, train_loss=1.0), line(2, train_loss=value)]
+    page = made(write_run(tmp_path / "one", lines))
+    assert page.data["runs"][0]["series"]["train/loss"]["value"] == [1.0, value]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The trainer in a program of one's own: a plain `for`, its events, its files."""
 
+import json
 import signal
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -146,6 +147,17 @@ def test_a_run_that_diverges_stops_and_says_so(
     assert [count for _, count in skipped][-3:] == [1, 2, 3]
 
 
+def test_a_summary_is_json_whatever_the_numbers(tmp_path: Path) -> None:
+    optimizer = AdamW(peak=1e30, schedule=Constant())
+    recipe = tiny(tmp_path, steps=4, optimizer=optimizer, samples=None, evaluation=None)
+    train(recipe, tmp_path / "run")
+    refuse = lambda word: pytest.fail(f"{word} is no JSON")
+    text = (tmp_path / "run/summary.json").read_text()
+    assert json.loads(text, parse_constant=refuse)["values"]["train/grad_norm"] == "NaN"
+    with Trainer(recipe, tmp_path / "run") as trainer:
+        assert np.isnan(trainer.summary()["values"]["train/grad_norm"])
+
+
 def test_what_was_left_out_before_a_restart_is_not_told_again(tmp_path: Path) -> None:
     optimizer = AdamW(peak=1e30, schedule=Constant())
     recipe = tiny(tmp_path, optimizer=optimizer, samples=None, evaluation=None, steps=100)
@@ -191,6 +203,8 @@ def test_a_batch_of_another_shape_is_told_with_what_changed(tmp_path: Path) -> N
 def test_the_last_step_has_no_time_to_go(tmp_path: Path) -> None:
     train(replace(tiny(tmp_path, steps=3), samples=None, evaluation=None), tmp_path / "run")
     assert [step for step, _ in written(tmp_path / "run", "train/eta_seconds")] == [1, 2]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert "train/eta_seconds" not in summary["values"]
 
 
 def test_the_last_step_is_written_whatever_the_rhythm(tmp_path: Path) -> None:
