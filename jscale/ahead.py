@@ -17,7 +17,7 @@ from jscale.errors import ConfigError
 from jscale.explain import bytes_of
 from jscale.mesh import MeshShape, make_mesh
 from jscale.mesh.compat import uncached
-from jscale.mesh.machines import chip_of
+from jscale.mesh.machines import Torus, chip_of
 from jscale.mesh.target import Target, target
 from jscale.prepare import batch_of, mesh_of, task_of
 from jscale.recipe import Recipe
@@ -72,6 +72,7 @@ def compile_for(recipe: Recipe, machine: Target | str | None = None) -> Report:
     machine = machine or at_hand()
     choice = mesh_of(recipe, machine.count)
     check_size(recipe, machine)
+    check_whole(choice.shape, machine)
     task = task_of(recipe, make_mesh(choice.shape, devices))
     state = train.shapes(task)
     parts = {"parameters": bytes_of(state.params), "optimizer": bytes_of(state.optimizer)}
@@ -109,6 +110,21 @@ def check_size(recipe: Recipe, machine: Target) -> None:
         raise ConfigError(
             f"the mesh ({mesh}) has {mesh.devices} device(s), and {machine.name} has"
             f" {machine.count}; set mesh=auto to have one chosen"
+        )
+
+
+def check_whole(shape: MeshShape, machine: Target) -> None:
+    """See that a mesh that was chosen leaves no TPU idle: their programs take a whole slice.
+
+    Raises:
+        ConfigError: it leaves some.
+    """
+    torus = machine.chip is not None and isinstance(machine.chip.build, Torus)
+    if torus and shape.devices < machine.count:
+        raise ConfigError(
+            f"data.batch leaves work for {shape.devices} of the {machine.count} devices of"
+            f" {machine.name} ({shape}), and a TPU's program takes them all; give it a batch that"
+            f" divides over {machine.count}, or name a mesh that splits the model as well"
         )
 
 

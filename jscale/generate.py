@@ -19,6 +19,8 @@ from jscale.mesh import Layout
 from jscale.models.model import Model, Params
 from jscale.rows import width_of
 
+UNKNOWN = -1  # in a token's place, where logits leave none: argmax would call a NaN the likeliest
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -38,8 +40,12 @@ class Sampling:
             raise ConfigError(f"top must keep at least 1 token, not {self.top}; None keeps all")
 
     def draw(self, logits: Float[Array, "B V"], key: PRNGKeyArray) -> Int[Array, "B"]:
-        """One token for each row."""
+        """One token for each row; `UNKNOWN` where a logit is NaN, or all are minus infinity."""
         logits = logits.astype(jnp.float32)
+        known = logits.max(-1) > -jnp.inf  # the largest of numbers and a NaN is NaN
+        return jnp.where(known, self._draw(logits, key), UNKNOWN)
+
+    def _draw(self, logits: Float[Array, "B V"], key: PRNGKeyArray) -> Int[Array, "B"]:
         if self.temperature == 0:
             return logits.argmax(-1).astype(jnp.int32)
         if self.top is not None and self.top < logits.shape[-1]:
@@ -76,7 +82,8 @@ def generate(
 ) -> list[list[int]]:
     """Up to `length` tokens after each prompt, ending early after the token `stop`.
 
-    Prompts may be of different lengths. The same key gives the same tokens.
+    Prompts may be of different lengths. The same key gives the same tokens. A row whose last is
+    `UNKNOWN` ends there because the model's logits were not numbers.
 
     Raises:
         ConfigError: no prompt, an empty one, or a length below 1.
@@ -91,6 +98,13 @@ def generate(
 
 
 def until(stop: int | None, row: list[int]) -> list[int]:
+    """The row before its `stop`, or up to its first `UNKNOWN`.
+
+    >>> until(3, [1, 2, 3, 3]), until(3, [1, -1, -1])
+    ([1, 2], [1, -1])
+    """
+    if UNKNOWN in row:
+        return row[: row.index(UNKNOWN) + 1]
     return row[: row.index(stop)] if stop in row else row
 
 
@@ -120,7 +134,8 @@ def decode(
                 logits = network.unembed(out.hidden)[:, 0]
                 new = sampling.draw(logits, jax.random.fold_in(key, i + 1))
                 # Once a row has stopped it goes on stopping.
-                new = new if stop is None else jnp.where(token == stop, stop, new)
+                over = (token == UNKNOWN) | (False if stop is None else token == stop)
+                new = jnp.where(over, token, new)
                 return (out.cache, new), token
 
             (_, end), tokens = jax.lax.scan(step, (out.cache, first), jnp.arange(length - 1))

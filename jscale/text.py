@@ -1,14 +1,17 @@
 """Text in, text out: prompts continued by a model and its tokenizer."""
 
+import logging
 from collections.abc import Sequence
 
 import jax
 
 from jscale.data.tokenizers import Tokenizer
 from jscale.errors import ConfigError
-from jscale.generate import Sampling, generate
+from jscale.generate import UNKNOWN, Sampling, generate
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
+
+LOGGER = logging.getLogger(__name__)
 
 
 def check_several(texts: Sequence[str]) -> None:
@@ -30,6 +33,8 @@ def continue_texts(
 ) -> list[str]:
     """A continuation of each prompt, up to `length` tokens or the end of the document.
 
+    Where the model's logits are not numbers it ends, and a warning says so.
+
     Raises:
         ConfigError: no prompt, an empty one where the tokenizer has no beginning, one that is not
             Unicode text, no length, or a seed of more than 64 bits.
@@ -50,7 +55,9 @@ def continue_texts(
         layout=layout,
         key=jax.random.key(seed),
     )
-    return [tokenizer.decode(row) for row in rows]
+    if any(UNKNOWN in row for row in rows):
+        LOGGER.warning("the model's logits are not numbers: a text ends where it has none to draw")
+    return [tokenizer.decode([token for token in row if token != UNKNOWN]) for row in rows]
 
 
 def check_text(prompt: str) -> None:

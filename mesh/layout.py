@@ -188,11 +188,14 @@ class Layout:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make `constrain` mean this layout. Enter it inside a traced function, never around one:
-        jit does not see it, so entering it outside would let a cached trace keep an old layout."""
+        """Make `constrain` mean this layout, and JAX know of its mesh, by which kernels learn what
+        device they are for. Enter it inside a traced function, never around one: jit does not see
+        it, so entering it outside would let a cached trace keep an old layout."""
         token = _current.set(self)
+        mesh = self.mesh if isinstance(self.mesh, AbstractMesh) else self.mesh.abstract_mesh
         try:
-            yield
+            with jax.sharding.use_abstract_mesh(mesh):
+                yield
         finally:
             _current.reset(token)
 

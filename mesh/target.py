@@ -22,6 +22,8 @@ NODES = re.compile(r"([a-z]\w*):(\d+)(?:x(\d+))?")
 FORMS = "TPUs as v5p-64, v5p:2x4x4 or 2xv6e-256, GPUs as h100:8 or h100:8x4, and cpu:8"
 BY_NAME = {chip.name: chip for chip in CHIPS}
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v6lite": "v6e", "v7x": "tpu7x"}
+LONGEST = 64  # letters of a name
+MOST, MOST_SIMULATED = 2**17, 1024  # devices
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU's memory that JAX takes, 0.75 by default
 
 
@@ -82,11 +84,19 @@ def target(name: str, environment: Mapping[str, str] = os.environ) -> Target:
         ConfigError: there is no such machine, or it does not come in this size.
     """
     text = name.strip().lower()
+    if len(text) > LONGEST:
+        raise ConfigError(f"no machine has a name of {len(text)} letters; write {FORMS}")
     if found := SLICE.fullmatch(text):
-        return _slices(text, found)
-    if found := NODES.fullmatch(text):
-        return _nodes(text, found, environment)
-    _unknown(text)
+        machine = _slices(text, found)
+    elif found := NODES.fullmatch(text):
+        machine = _nodes(text, found, environment)
+    else:
+        _unknown(text)
+    most = MOST if machine.chip else MOST_SIMULATED
+    if machine.count > most:
+        kind = "" if machine.chip else "simulated "
+        raise ConfigError(f"{text!r} has more than {most:,} {kind}devices, the most of a machine")
+    return machine
 
 
 def _chip(word: str, text: str) -> Chip:

@@ -9,7 +9,7 @@ from jscale.errors import ConfigError, DataError
 from jscale.evaluation.records import Open, check_files, read_open, with_shots
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import Result, share
-from jscale.generate import Sampling, generate
+from jscale.generate import UNKNOWN, Sampling, generate
 from jscale.rows import groups
 from jscale.score import Told, tell_nobody
 
@@ -88,7 +88,7 @@ class Prompts:
         texts = continue_greedily(subject, self.encoded, self.task.tokens, tell)
         predictions = []
         for question, text in zip(self.questions, texts, strict=True):
-            predicted = cut(text, self.task.stop).strip()
+            predicted = None if text is None else cut(text, self.task.stop).strip()
             predictions.append(
                 {
                     "where": question.where,
@@ -104,11 +104,12 @@ class Prompts:
 
 def continue_greedily(
     subject: Subject, prompts: Sequence[Sequence[int]], tokens: int, tell: Told = tell_nobody
-) -> list[str]:
+) -> list[str | None]:
     """The likeliest continuation of each prompt, up to so many tokens or the end of the document.
 
-    Prompts of like length are read together, always as many: filled with the last where they are
-    fewer, so that no prompt's numbers depend on which others there are.
+    None, which is never right, where the model's logits are not numbers. Prompts of like length are
+    read together, always as many: filled with the last where they are fewer, so that no prompt's
+    numbers depend on which others there are.
     """
     ways = subject.layout.batch_ways if subject.layout else 1
     found: dict[int, list[int]] = {}
@@ -126,7 +127,8 @@ def continue_greedily(
         )
         found |= dict(zip(group.rows, out, strict=False))
         tell(len(found), len(prompts))
-    return [subject.tokenizer.decode(found[number]) for number in range(len(prompts))]
+    rows = [found[number] for number in range(len(prompts))]
+    return [None if UNKNOWN in row else subject.tokenizer.decode(row) for row in rows]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from jscale.errors import ConfigError, DataError, did_you_mean
+from jscale.errors import ConfigError, DataError, NumericError, did_you_mean
 from jscale.evaluation.boundary import encode_continuations
 from jscale.evaluation.greedy_match import continue_greedily, cut
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import Result
 from jscale.score import likeliest, score
 
+NO_NUMBERS = "the model's logits are not numbers, of which the harness would count some as right"
 TOKENS = 256  # of a continuation, where a task does not say how many: the harness's own number
 RESAMPLES = 1000  # for standard errors that have no formula
 
@@ -124,6 +125,8 @@ class Answers:
         for row, values, choice, pair in zip(rows, scored, greedy, found, strict=True):
             part = slice(pair.start - 1, None)
             total = float(values[part].astype(np.float64).sum())
+            if np.isnan(total):
+                raise NumericError(NO_NUMBERS)
             out.append((total, choice[part].tolist() == list(row[pair.start :])))
         return out
 
@@ -157,7 +160,10 @@ class Answers:
             by_tokens.setdefault(tokens, []).append((number, ids, stop))
         for tokens, several in by_tokens.items():
             texts = continue_greedily(self.subject, [ids for _, ids, _ in several], tokens)
-            out |= {n: cut(text, stop) for (n, _, stop), text in zip(several, texts, strict=True)}
+            for (number, _, stop), text in zip(several, texts, strict=True):
+                if text is None:
+                    raise NumericError(NO_NUMBERS)
+                out[number] = cut(text, stop)
         return [out[number] for number in range(len(out))]
 
     def _encode(self, text: str) -> list[int]:

@@ -201,7 +201,7 @@ class Curves:
 
 def buttons(kinds: Sequence[str]) -> Markup:
     """The choice of what the horizontal axes measure; shown only where the script runs."""
-    words = {"step": "Steps", "tokens": "Tokens", "seconds": "Time"}
+    words = {"step": "Steps", "tokens": "Tokens, with padding", "seconds": "Time"}
     made = [
         element("button", words[k], type="button", value=k, aria_pressed=str(k == kinds[0]).lower())
         for k in kinds

@@ -40,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     results = {title: examine(run, title, questions) for title, questions in tasks.items()}
     if options.lm_eval:
         results |= harness_results(run, options)
+    show(run.step, means, results, as_json=options.json)  # before a full disk ends it
     if options.out:
         write_predictions(Path(options.out), results)
-    show(run.step, means, results, as_json=options.json)
     return 0
 
 

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     from jscale.launch.commands.train import check_devices
     from jscale.mesh import simulate
     from jscale.profile.record import check_folder, check_steps
+    from jscale.run.runfolder import writing
 
     recipe = recipe_from(options).value
     folder = Path(options.out) if options.out else Path("profiles") / recipe.name
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
         simulate(check_devices(options.devices))
     found = measure(recipe, options.steps, folder)
     text = json.dumps(as_data(found), indent=2)
-    (folder / "profile.json").write_text(text + "\n", encoding="utf-8")
     print(text) if options.json else show(found, folder)
+    with writing(folder / "profile.json"):
+        (folder / "profile.json").write_text(text + "\n", encoding="utf-8")
     return 0
 
 
@@ -53,6 +55,7 @@ def measure(recipe: Any, steps: int, folder: Path) -> "Profile":
     from jscale.prepare import real_mesh, task_of
     from jscale.profile import profile_of, read_trace, record
     from jscale.profile.trace import trace_file
+    from jscale.run.runfolder import writing
     from jscale.run.session import open_corpus
 
     task = task_of(recipe, real_mesh(recipe)[0])
@@ -62,7 +65,8 @@ def measure(recipe: Any, steps: int, folder: Path) -> "Profile":
         state = train.init(task, jax.random.key(recipe.seed))
         recording = record(task, state, batches, steps, folder)
     text = recording.program.as_text()
-    (folder / "step.hlo.txt").write_text(text, encoding="utf-8")
+    with writing(folder / "step.hlo.txt"):
+        (folder / "step.hlo.txt").write_text(text, encoding="utf-8")
     return profile_of(read_trace(trace_file(folder)), read(text), recording.timing)
 
 

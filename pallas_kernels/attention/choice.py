@@ -1,87 +1,208 @@
 """The one signature of attention, and the choice of who computes it."""
 
-# B batch, T query length, S key length, N heads, K key/value heads, H head size.
+# B batch, T query length, S key length, N heads, K key/value heads, H head size, V value size.
 
-import logging
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from jscale.errors import ConfigError, did_you_mean
+from jscale.errors import ConfigError
+from jscale.pallas_kernels.attention.cudnn import cudnn
+from jscale.pallas_kernels.attention.cudnn import refuses as refused_by_cudnn
 from jscale.pallas_kernels.attention.mask import CAUSAL, Mask
+from jscale.pallas_kernels.attention.places import ALIGNED, Pair, Places
 from jscale.pallas_kernels.attention.reference import reference
+from jscale.pallas_kernels.attention.scores import PLAIN, Scores
+from jscale.pallas_kernels.attention.tpu import flash
+from jscale.pallas_kernels.attention.tpu import refuses as refused_by_tpu
+from jscale.pallas_kernels.attention.triton import refuses as refused_by_triton
+from jscale.pallas_kernels.attention.triton import triton
 from jscale.pallas_kernels.attention.xla import blockwise
-
-Tokens = Int[Array, "B T"]
-Keys = Int[Array, "B S"]
-
-
-def dense(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    mask: Mask,
-    positions: tuple[Tokens, Keys] | None,
-    segments: tuple[Tokens, Keys] | None,
-) -> Float[Array, "B T N H"]:
-    """The reference, under the mask written out for every query and key."""
-    (B, T), S = q.shape[:2], k.shape[1]
-    if positions is None:
-        keys = jnp.broadcast_to(jnp.arange(S), (B, S))
-        positions = keys[:, S - T :], keys
-    allowed = mask.allows(*positions)
-    if segments is not None:
-        allowed &= segments[0][:, :, None] == segments[1][:, None, :]
-    return reference(q, k, v, allowed)
+from jscale.pallas_kernels.device import Device
+from jscale.pallas_kernels.implementation import Implementation, Operation
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"reference": dense, "xla": blockwise}
-LONG = 128  # queries from which tiles won, forward and backward, on CPU
+class Call(NamedTuple):
+    """What an implementation may refuse, and a choice may depend on."""
+
+    rows: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head: int
+    value: int
+    dtype: str
+    mask: Mask = CAUSAL
+    cap: float | None = None
+    bias: tuple[int, ...] | None = None
+    slopes: bool = False
+    positions: bool = False
+    segments: bool = False
+    lse: bool = False  # whether the log-sum-exp is wanted too
+
+    def __str__(self) -> str:
+        return (
+            f"{self.queries} queries and {self.keys} keys, {self.heads} heads over {self.kv_heads}"
+            f" of {self.head}, {self.dtype}"
+        )
 
 
 def attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    v: Float[Array, "B S K V"],
     mask: Mask = CAUSAL,
     *,
-    positions: tuple[Tokens, Keys] | None = None,
-    segments: tuple[Tokens, Keys] | None = None,
+    scores: Scores = PLAIN,
+    positions: Pair | None = None,
+    segments: Pair | None = None,
     implementation: str | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N V"]:
     """Grouped-query attention, softmax(q kᵀ / √H) v, softmax in float32.
 
-    `positions` are those of the queries and of the keys; by default 0, 1, … aligned at the end,
-    and then what the mask hides costs no time. `segments` likewise: a query sees keys of its own
-    segment only. A query that may see no key gives 0. `implementation=None` chooses by shape, and
-    logs what and why. Source: Ainslie et al. 2023, arXiv 2305.13245.
+    `scores` says what becomes of q kᵀ before the softmax. `positions` are those of the queries and
+    of the keys; by default 0, 1, … aligned at the end, and then what the mask hides costs no time.
+    `segments` likewise: a query sees keys of its own segment only. A query that may see no key
+    gives 0. `implementation=None` chooses by device, shape and dtype, and logs what and why.
+    Source: Ainslie et al. 2023, arXiv 2305.13245.
 
     Raises:
-        ConfigError: heads that are not a multiple of the key/value heads, more queries than keys
-            without positions, or an unknown implementation.
+        ConfigError: sizes that do not fit, heads that are not a multiple of the key/value heads,
+            more queries than keys without positions, an unknown implementation or one that cannot.
     """
-    (_, T, N, _), (S, K) = q.shape, k.shape[1:3]
-    if N % K:
-        raise ConfigError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
-    if positions is None and T > S:
-        raise ConfigError(f"attention: {T} queries and {S} keys cannot be aligned: give positions")
-    name = implementation or choose(T, S)
-    if name not in IMPLEMENTATIONS:
-        raise ConfigError(
-            f"no implementation {name!r} of attention; {did_you_mean(name, IMPLEMENTATIONS)}"
-        )
-    return IMPLEMENTATIONS[name](q, k, v, mask, positions, segments)
+    places = Places(positions, segments)
+    wanted = scores.sinks is not None  # they are added with the help of the log Σ exp
+    return _run(q, k, v, mask, scores, places, implementation, wanted)[0]
 
 
-@lru_cache(maxsize=256)  # so that each choice is logged once
-def choose(queries: int, keys: int) -> str:
-    """The implementation for so many queries and keys."""
-    tiled = queries >= LONG
-    why = "so many queries are" if tiled else f"fewer than {LONG} queries are not"
-    name = "xla" if tiled else "reference"
-    logging.getLogger(__name__).info(
-        "attention of %d queries and %d keys by %r: %s worth tiles", queries, keys, name, why
+def attention_with_lse(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K V"],
+    mask: Mask = CAUSAL,
+    scores: Scores = PLAIN,
+    places: Places = ALIGNED,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
+    """`attention`, and the log Σ exp of each query's scores in float32, sinks among them.
+
+    Both have gradients, so that results over parts of the keys can be merged (`merge`). Where a
+    query sees nothing the log Σ exp is −1e30, or its sink. Raises as `attention`.
+    """
+    return _run(q, k, v, mask, scores, places, implementation, True)
+
+
+def _run(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Mask,
+    scores: Scores,
+    places: Places,
+    named: str | None,
+    lse: bool,
+) -> tuple[Any, Any]:
+    _check(q, k, v, scores, places)
+    (B, T, N, H), (S, K), V = q.shape, k.shape[1:3], v.shape[-1]
+    call = Call(
+        *(B, T, S, N, K, H, V, str(q.dtype), mask, scores.cap),
+        bias=None if scores.bias is None else scores.bias.shape,
+        slopes=scores.slopes is not None,
+        positions=places.positions is not None,
+        segments=places.segments is not None,
+        lse=lse,
     )
-    return name
+    chosen = OPERATION.pick(call, named)
+    bare = Scores(scores.scale, scores.cap, scores.bias, scores.slopes)
+    out, sums = chosen.run(q, k, v, mask, bare, places)
+    return (out, sums) if scores.sinks is None else with_sinks(out, sums, scores.sinks)
+
+
+def with_sinks(
+    out: Float[Array, "B T N V"], lse: Float[Array, "B T N"], sinks: Float[Array, " N"]
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
+    """A result after each query has also seen a key with such scores and the value 0."""
+    more = jnp.logaddexp(lse, sinks.astype(lse.dtype))
+    return (out * jnp.exp(lse - more)[..., None]).astype(out.dtype), more
+
+
+def merge(
+    first: tuple[Float[Array, "B T N V"], Float[Array, "B T N"]],
+    second: tuple[Float[Array, "B T N V"], Float[Array, "B T N"]],
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
+    """The result over all keys from those over two parts of them, in the first's dtype."""
+    (out, lse), (other, more) = first, second
+    total = jnp.logaddexp(lse, more)
+    share = lambda x, part: x.astype(jnp.float32) * jnp.exp(part - total)[..., None]
+    return (share(out, lse) + share(other, more)).astype(out.dtype), total
+
+
+def _check(q: Array, k: Array, v: Array, scores: Scores, places: Places) -> None:
+    (B, T, N, H), (S, K) = q.shape, k.shape[1:3]
+    if k.shape != (B, S, K, H) or v.shape[:3] != (B, S, K):
+        raise ConfigError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit:"
+            " [B, T, N, H], [B, S, K, H] and [B, S, K, V] are wanted"
+        )
+    if not K or N % K:
+        raise ConfigError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
+    if places.positions is None and T > S:
+        raise ConfigError(f"attention: {T} queries and {S} keys cannot be aligned: give positions")
+    for name, pair in (("positions", places.positions), ("segments", places.segments)):
+        if pair is not None and (pair[0].shape, pair[1].shape) != ((B, T), (B, S)):
+            raise ConfigError(
+                f"attention: {name} {pair[0].shape} and {pair[1].shape} must be [B, T] and [B, S],"
+                f" {(B, T)} and {(B, S)}"
+            )
+    for name in ("slopes", "sinks"):
+        given = getattr(scores, name)
+        if given is not None and given.shape != (N,):
+            raise ConfigError(f"attention: scores.{name} {given.shape} must be of {N} heads")
+    bias = scores.bias
+    if bias is not None and (
+        bias.ndim != 4
+        or bias.shape[0] not in (1, B)
+        or bias.shape[1] not in (1, N)
+        or bias.shape[2:] != (T, S)
+    ):
+        raise ConfigError(
+            f"attention: scores.bias {bias.shape} must be [B or 1, N or 1, T, S] with B={B}, N={N},"
+            f" T={T}, S={S}"
+        )
+
+
+LONG = 128  # queries from which tiles won, forward and backward, on CPU
+
+
+def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
+    """Whom to try, best first, and why."""
+    if call.queries < LONG:
+        return [("reference", f"fewer than {LONG} queries are not worth tiles")]
+    if device.platform == "gpu":
+        return [
+            ("cudnn", "NVIDIA's own kernels"),
+            ("triton", "tiles that stay in registers"),
+            ("xla", "so many queries are worth tiles"),
+        ]
+    if device.platform == "tpu":
+        return [
+            ("tpu", "tiles that stay in vector memory"),
+            ("xla", "so many queries are worth tiles"),
+        ]
+    return [("xla", "so many queries are worth tiles")]
+
+
+OPERATION = Operation(
+    "attention",
+    {
+        "reference": Implementation(reference),
+        "xla": Implementation(blockwise),
+        "tpu": Implementation(flash, refused_by_tpu, platforms=("tpu",), kernel=True),
+        "triton": Implementation(triton, refused_by_triton, platforms=("gpu",), kernel=True),
+        "cudnn": Implementation(cudnn, refused_by_cudnn, platforms=("gpu",), kernel=True),
+    },
+    preferred,
+)

@@ -4,7 +4,7 @@ import jax
 import pytest
 from ahead.machines import need, recipe
 
-from jscale.ahead import Report, compile_for
+from jscale.ahead import Report, check_whole, compile_for
 from jscale.compiled import Memory
 from jscale.errors import ConfigError
 from jscale.explain import compile_step
@@ -124,3 +124,9 @@ def test_eight_billion_weights_on_32_chips(machine):
     found = compile_for(recipe("accumulate=2", name="llama_8b"), machine)
     assert found.mesh == MeshShape(fsdp=32) and found.fits
     assert found.state["parameters"] == pytest.approx(8.03e9 * 4 / 32, rel=0.01)
+
+
+def test_a_batch_that_leaves_tpus_idle_is_refused_in_a_sentence():
+    with pytest.raises(ConfigError, match="work for 1 of the 8 devices of v5e-8"):
+        check_whole(MeshShape(), target("v5e-8"))
+    check_whole(MeshShape(), target("h100:8", {}))  # a GPU's program may leave some

@@ -1,9 +1,12 @@
 """What is predicted is the likeliest continuation, cut at its end, letter by letter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from evaluation.subjects import logits_after, subject
 
@@ -49,6 +52,18 @@ def test_the_likeliest_continuation_is_right_and_any_other_wrong(tmp_path: Path)
     right = [True, True, False, False, True, True, True]
     assert [p["right"] for p in result.predictions] == right
     assert result.values["acc"] == pytest.approx(5 / 7) and result.values["count"] == 7
+
+
+def test_a_model_that_knows_no_number_is_never_right(tmp_path: Path) -> None:
+    who = subject(tmp_path)
+    broken = replace(who, params=jax.tree.map(lambda x: x * np.nan, who.params))
+    zeros = who.tokenizer.decode([0, 0])  # the argmax of NaN
+    answers = [zeros if zeros.strip() else "?"]
+    file = write(tmp_path / "g.jsonl", [{"prompt": "a", "answer": answers}])
+    result = ask(broken, file, tokens=2, stop=())
+    assert result.values["acc"] == 0.0
+    assert [p["predicted"] for p in result.predictions] == [None]
+    assert json.dumps(result.predictions, allow_nan=False)
 
 
 def test_the_first_stop_ends_an_answer(tmp_path: Path) -> None:

@@ -198,7 +198,9 @@ class Letters:
     def ask(self, subject: Subject, tell: Told = tell_nobody) -> Result:
         rows = [ids[:-1] for ids in subject.tokenizer.encode_documents(list(self.letters))]
         texts = continue_greedily(subject, rows, 4, tell)
-        return Result({"letters": float(sum(map(str.isalpha, "".join(texts))))}, [])
+        return Result(
+            {"letters": float(sum(map(str.isalpha, "".join(text or "" for text in texts))))}, []
+        )
 
 
 def test_a_task_of_ones_own_does_all_that_ours_do(

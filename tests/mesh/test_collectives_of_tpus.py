@@ -18,7 +18,9 @@ LAYERS, BFLOAT16, FLOAT32 = 3, 2, 4
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install 'jscale[tpu]'")
+@pytest.mark.skipif(
+    find_spec("libtpu") is None, reason="needs libtpu: pip install 'jscale[oracle]'"
+)
 def test_weights_are_gathered_each_way_and_gradients_reduced() -> None:
     tiny = recipe()
     model = Llama(512, 512, LAYERS, heads=8, kv_heads=4, hidden=1024, head=128, remat="full")

@@ -72,6 +72,10 @@ def test_a_name_is_a_machine(name, shape, parts, chips, devices):
         ("h100:2x2x2", r"h100:8x4 for 4 nodes of 8"),
         ("cpu:0", r"no device"),
         ("cpu", r"does not say how large"),
+        ("cpu:1025", r"more than 1,024 simulated devices"),
+        ("h100:8x999999999999", r"more than 131,072 devices"),
+        ("100000xv5e-256", r"more than 131,072 devices"),
+        ("v5e-" + 5000 * "9", r"no machine has a name of 5004 letters"),
     ],
 )
 def test_a_wrong_name_is_answered_with_what_would_be_right(name, said):

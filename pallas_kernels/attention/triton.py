@@ -1,0 +1,197 @@
+"""Attention as GPU kernels, lowered through Triton: tiles of scores live in registers only.
+
+One program computes a tile of queries of one head: it visits the tiles of keys between the first
+and the last that the mask shows, with a running maximum and sum (Dao 2023, arXiv 2307.08691).
+Inside, where all is seen, no mask is computed.
+"""
+
+# B batch, T query length, S key length, N heads, K key/value heads, H head size, V value size.
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
+
+from jscale.pallas_kernels import interpret
+from jscale.pallas_kernels.attention.mask import Mask
+from jscale.pallas_kernels.attention.places import Places
+from jscale.pallas_kernels.attention.reference import LEAST
+from jscale.pallas_kernels.attention.scores import Scores
+from jscale.pallas_kernels.attention.triton_backward import bias_pass, keys_pass, queries_pass
+from jscale.pallas_kernels.attention.triton_tiles import (
+    LOG2E,
+    UPRIGHT,
+    Arrays,
+    Given,
+    Problem,
+    Tiles,
+    bias_of,
+    bounds_of,
+    gather,
+    loop,
+    matrix,
+    note,
+    phases,
+    places_of,
+    product,
+    scores_of,
+    seen_of,
+    specs,
+    split,
+    up,
+    visits,
+    wide,
+    write,
+)
+
+
+class Sizes(NamedTuple):
+    """Tiles of the forward pass, of the gradient of q, and of those of k and v."""
+
+    forward: Tiles
+    queries: Tiles
+    keys: Tiles
+
+
+MOST = 65_535  # programs along the second axis of a grid
+
+
+def sizes(dtype: str, head: int) -> Sizes:
+    """Tiles by the size of heads, reasoned from registers and not yet measured.
+
+    A thread has 255 registers. A tile of 128 × 128 sums in float32 takes 64 of 8 warps, 128 of 4;
+    the gradients of k and v are two such sums, hence 8 warps there. Float32 products are made
+    without tensor cores and hold their factors in registers as well.
+    """
+    if dtype == "float32":
+        small = Tiles(32, 32) if head <= 128 else Tiles(16, 16)
+        return Sizes(small, small, small)
+    if head <= 64:
+        return Sizes(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2))
+    if head <= 128:
+        return Sizes(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2))
+    return Sizes(Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
+
+
+def triton(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K V"],
+    mask: Mask,
+    scores: Scores,
+    places: Places,
+    size: Sizes | None = None,
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
+    """As `reference`; sums in float32, products in the arrays' dtype, memory as T + S."""
+    (B, T, N, H), (S, K), V = q.shape, k.shape[1:3], v.shape[-1]
+    scale = float(scores.of(H))
+    problem = Problem(B, T, S, N, K, H, V, mask, scale, scores.cap, interpret.gpu())
+    size = size or sizes(str(q.dtype), max(wide(H), wide(V)))
+    size = Sizes(*(tiles.of(T, S) for tiles in size))
+    slopes = None if scores.slopes is None else scores.slopes.astype(jnp.float32)
+    out, lse = _attend(problem, size, q, k, v, scores.bias, Given(places, slopes))
+    return out, lse.swapaxes(1, 2)
+
+
+def refuses(call: Any) -> str | None:
+    """Why these kernels cannot compute a call."""
+    if call.dtype not in ("bfloat16", "float16", "float32"):
+        return f"computes bfloat16, float16 and float32 only, not {call.dtype}"
+    if call.rows * call.heads > MOST:
+        return f"takes up to {MOST} heads of all rows together"
+    if not (call.rows and call.queries and call.keys):
+        return "needs a query and a key"
+    if max(call.head, call.value) > 256:
+        return "needs heads of up to 256"
+    return None
+
+
+def forward(
+    problem: Problem, size: Sizes, q: Array, k: Array, v: Array, bias: Any, given: Given
+) -> tuple[Float[Array, "B T N V"], Float[Array, "B N T"]]:
+    """The result and the log-sum-exp of each query's scores."""
+    tiles, p = size.forward, problem
+    found = visits(p, tiles, given.places)
+    arrays = gather(found, q, k, v, bias, given)
+    lengths = up(p.queries, tiles.queries), 1, wide(p.value)
+    return pl.pallas_call(
+        partial(_kernel, p, tiles, phases(found)),
+        grid=(pl.cdiv(p.queries, tiles.queries), p.rows * p.heads),
+        in_specs=[specs(p, tiles, arrays, 1)],
+        out_specs=[
+            pl.BlockSpec(
+                (None, *lengths), lambda i, g: (split(g, p.heads)[0], 0, split(g, p.heads)[1], 0)
+            ),
+            pl.BlockSpec((None, 1, lengths[0]), lambda i, g: (*split(g, p.heads), 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((p.rows, p.queries, p.heads, p.value), q.dtype),
+            jax.ShapeDtypeStruct((p.rows, p.heads, p.queries), jnp.float32),
+        ],
+        interpret=p.interpret,
+        name="attention_forward",
+        compiler_params=plgpu.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
+    )(arrays)
+
+
+def _kernel(
+    p: Problem, size: Tiles, parts: tuple[bool, bool, bool], arrays: Arrays, out: Any, lse: Any
+) -> None:
+    """One tile of queries of one head; those that see most keys first, as the mask is causal."""
+    i = pl.num_programs(0) - 1 - pl.program_id(0)
+    start = i * size.queries
+    q = matrix(arrays.q, 0, start, size.queries, p.queries, p.head)
+    slope = None if arrays.slopes is None else arrays.slopes[0]
+
+    def visit(masked: bool, j: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        peak, total, sums = carry
+        begin = j * size.keys
+        keys = matrix(arrays.k, 0, begin, size.keys, p.keys, p.head)
+        bias = bias_of(p, size, arrays.bias, 0, start, begin)
+        places = places_of(p, size, arrays, start, begin, UPRIGHT)
+        logits, _ = scores_of(p, product(q, keys, (1, 1)), bias, slope, places)
+        if masked:
+            logits = jnp.where(seen_of(p, size, arrays, start, begin, UPRIGHT), logits, LEAST)
+        new = jnp.maximum(peak, jnp.max(logits, axis=1))
+        # Where nothing was seen yet, 2^(−1e30 − 0) is 0, but 2^(−1e30 + 1e30) is not.
+        ground = jnp.where(new == LEAST, 0.0, new) if masked else new
+        weights = jnp.exp2(logits - ground[:, None])
+        shrink = jnp.exp2(peak - ground)
+        values = matrix(arrays.v, 0, begin, size.keys, p.keys, p.value)
+        sums = sums * shrink[:, None] + product(weights.astype(values.dtype), values)
+        return new, total * shrink + jnp.sum(weights, axis=1), sums
+
+    none = jnp.full((size.queries,), LEAST, jnp.float32)
+    carry = none, jnp.zeros_like(none), jnp.zeros((size.queries, wide(p.value)), jnp.float32)
+    peak, total, sums = loop(parts, bounds_of(arrays, i), visit, carry)
+    some = jnp.where(total == 0, 1.0, total)
+    write(out, start, sums / some[:, None], p.queries, p.value)
+    note(lse, start, jnp.where(total == 0, LEAST, (peak + jnp.log2(some)) / LOG2E), p.queries)
+
+
+def _save(
+    problem: Problem, size: Sizes, q: Array, k: Array, v: Array, bias: Any, given: Given
+) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    out, lse = forward(problem, size, q, k, v, bias, given)
+    return (out, lse), (q, k, v, bias, given, out, lse)
+
+
+def _backward(
+    problem: Problem, size: Sizes, saved: tuple[Any, ...], slopes: tuple[Array, Array]
+) -> tuple[Array, Array, Array, Any, None]:
+    q, k, v, bias, given, out, lse = saved
+    dout, more = slopes
+    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2) - more
+    extra = given, dout, lse * LOG2E, delta
+    dq = queries_pass(problem, size.queries, q, k, v, bias, *extra)
+    dk, dv = keys_pass(problem, size.keys, q, k, v, bias, *extra)
+    dbias = None if bias is None else bias_pass(problem, size.forward, q, k, v, bias, *extra)
+    return dq, dk, dv, dbias, None
+
+
+_attend = jax.custom_vjp(forward, nondiff_argnums=(0, 1))
+_attend.defvjp(_save, _backward)
