@@ -173,11 +173,17 @@ OTHER = {
 }
 
 
+# JAX 0.12 means to leave Triton for Mosaic-GPU; until we have such a kernel, this one must compile.
+LEAVING = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+
+
+@LEAVING
 def test_it_compiles_for_a_gpu_that_is_not_here():
     text = compiled("h100:1", WIDE)
     assert text.count("attention_") or text.count("triton")
 
 
+@LEAVING
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", ["h100:1", "b200:1"])
 @pytest.mark.parametrize("name", OTHER)
