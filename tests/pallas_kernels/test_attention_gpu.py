@@ -3,18 +3,15 @@
 from functools import partial
 from typing import Any
 
+import absent
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from ahead.machines import need
 from attention_grid import Case, agree, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jscale.errors import ConfigError
-from jscale.mesh.target import target
 from jscale.pallas_kernels.attention import CAUSAL, FULL, Places, attention
 from jscale.pallas_kernels.attention import Mask as Seen
 from jscale.pallas_kernels.attention.choice import OPERATION, Call, preferred
@@ -142,18 +139,13 @@ def test_a_kernel_does_not_run_here(name):
 
 def compiled(machine, case):
     """The program of a case's gradients, for one chip of a machine."""
-    need(machine)
-    mesh = Mesh(np.array(target(machine).devices()[:1]), ("x",))
-    place = NamedSharding(mesh, PartitionSpec())
-    shaped = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    inputs = {n: shaped(x) for n, x in jax.eval_shape(case.inputs).items()}
 
     def loss(inputs):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            out, lse = case.run("triton", inputs)
+        out, lse = case.run("triton", inputs)
         return out.astype(jnp.float32).sum() + lse.sum()
 
-    return jax.jit(jax.grad(loss)).lower(inputs).compile().as_text() or ""
+    program = absent.compiled(machine, jax.grad(loss), jax.eval_shape(case.inputs))
+    return program.as_text() or ""
 
 
 WIDE = Case(0, 1, 256, 0, (4, 2), 128, 128, dtype="bfloat16")

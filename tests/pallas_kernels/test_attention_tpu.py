@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import absent
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jscale.errors import ConfigError
-from jscale.mesh.target import target
 from jscale.pallas_kernels.attention import CAUSAL, PLAIN, Mask, Places, Scores, attention
 from jscale.pallas_kernels.attention.reference import LEAST, reference
 from jscale.pallas_kernels.attention.tpu import flash
@@ -106,25 +106,21 @@ SHAPES = {
 def compiled(chip, sizes, dtype, mask, given, around=lambda one: one):
     """The program of the result and its gradients for one chip that need not be there."""
     B, T, S, N, K, H, V = sizes
-    mesh = jax.sharding.Mesh(np.array(target(CHIPS[chip]).devices()[:1]), ("x",))
-    where = jax.NamedSharding(mesh, jax.P())
-    of = lambda d, *shape: jax.ShapeDtypeStruct(shape, d, sharding=where)
+    of = lambda d, *shape: jax.ShapeDtypeStruct(shape, d)
     pair = of(jnp.int32, B, T), of(jnp.int32, B, S)
     more = dict(
         bias=of(jnp.float32, 1, N, T, S), slopes=of(jnp.float32, N), positions=pair, segments=pair
     )
-    inputs = {key: more[key] for key in given}
     x = of(dtype, B, T, N, H), of(dtype, B, S, K, H), of(dtype, B, S, K, V)
 
     def run(x, inputs):
         get = inputs.get
         scores = Scores(cap=20.0, bias=get("bias"), slopes=get("slopes"))
         places = dict(positions=get("positions"), segments=get("segments"))
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            one = around(lambda *x: attention(*x, mask=mask, scores=scores, **places))
-            return jax.value_and_grad(lambda x: one(*x).astype(jnp.float32).sum())(x)
+        one = around(lambda *x: attention(*x, mask=mask, scores=scores, **places))
+        return jax.value_and_grad(lambda x: one(*x).astype(jnp.float32).sum())(x)
 
-    return jax.jit(run).lower(x, inputs).compile()
+    return absent.compiled(CHIPS[chip], run, x, {key: more[key] for key in given})
 
 
 CORE = [("v5e", "plain"), ("v6e", "plain")]
