@@ -1,0 +1,101 @@
+"""Rows in the order of their experts, and back: both directions are gathers, also as gradients.
+
+A scatter would be the plain gradient of a gather; but here each row's places are known both ways.
+"""
+
+# T tokens, C choices per token, E experts, M rows, D their size.
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Order(NamedTuple):
+    """Choices sorted by expert, earlier tokens first.
+
+    `origin` is the choice t·C + c that each row comes from, T·C where it is none; `place` the row
+    of each choice, M where it has none; `sizes` the rows of each expert, one after another.
+    """
+
+    origin: Int[Array, " M"]
+    place: Int[Array, "T C"]
+    sizes: Int[Array, " E"]
+
+    @property
+    def token(self) -> Int[Array, " M"]:
+        """The token of each row; T where there is none."""
+        return self.origin // self.place.shape[1]
+
+
+def by_expert(choices: Int[Array, "T C"], experts: int, rows: int | None = None) -> Order:
+    """The order of choices among `experts`; those outside 0 … E−1 are of nobody.
+
+    Of more than `rows` choices the last in order get no row.
+    """
+    flat = choices.reshape(-1)
+    count = flat.shape[0]
+    M = count if rows is None else min(rows, count)
+    key = jnp.where((flat >= 0) & (flat < experts), flat, experts)
+    order = jnp.argsort(key, stable=True)
+    rank = jnp.zeros(count, order.dtype).at[order].set(jnp.arange(count), unique_indices=True)
+    ends = jnp.minimum(jnp.searchsorted(key[order], jnp.arange(experts), side="right"), M)
+    total = ends[-1] if experts else 0
+    origin = jnp.where(jnp.arange(M) < total, order[:M], count)
+    place = jnp.where((key < experts) & (rank < M), rank, M)
+    return Order(origin, place.reshape(choices.shape), jnp.diff(ends, prepend=0))
+
+
+def taken(x: Float[Array, "R D"], index: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows by index; 0 where the index is R, of a row that is not there."""
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def collect(
+    x: Float[Array, "T D"], token: Int[Array, " M"], place: Int[Array, "T C"]
+) -> Float[Array, "M D"]:
+    """x[token], 0 where `token` is T. `place` are the rows in which each token was taken (or M).
+
+    The gradient is summed over a token's places in float32.
+    """
+    return taken(x, token)
+
+
+def _collect(x: Array, token: Array, place: Array) -> tuple[Array, Any]:
+    return taken(x, token), place
+
+
+def _uncollect(place: Array, by: Array) -> tuple[Array, None, None]:
+    return taken(by, place).astype(jnp.float32).sum(1).astype(by.dtype), None, None
+
+
+collect.defvjp(_collect, _uncollect)
+
+
+@jax.custom_vjp
+def weigh(
+    y: Float[Array, "M D"],
+    weights: Float[Array, "T C"],
+    origin: Int[Array, " M"],
+    place: Int[Array, "T C"],
+) -> Float[Array, "T D"]:
+    """Σ_c weights[t, c] · y[place[t, c]], summed in float32, in y's dtype. No row gives 0."""
+    parts = taken(y, place).astype(jnp.float32) * weights.astype(jnp.float32)[..., None]
+    return parts.sum(1).astype(y.dtype)
+
+
+def _weigh(y: Array, weights: Array, origin: Array, place: Array) -> tuple[Array, Any]:
+    return weigh(y, weights, origin, place), (y, weights, origin, place)
+
+
+def _unweigh(saved: Any, by: Array) -> tuple[Array, Array, None, None]:
+    y, weights, origin, place = saved
+    own = weights.reshape(-1).astype(jnp.float32).at[origin].get(mode="fill", fill_value=0)
+    dy = taken(by, origin // place.shape[1]).astype(jnp.float32) * own[:, None]
+    dw = (taken(y, place).astype(jnp.float32) * by.astype(jnp.float32)[:, None]).sum(-1)
+    return dy.astype(y.dtype), dw.astype(weights.dtype), None, None
+
+
+weigh.defvjp(_weigh, _unweigh)

@@ -1,0 +1,79 @@
+"""What every way of dispatching takes and gives, and the check of what is given."""
+
+# T tokens of this device, C choices per token, E experts, G experts of this device, R rows
+# received, M rows of its experts, D the size of a row, F that of a result.
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jscale.errors import ConfigError
+
+
+class Received(NamedTuple):
+    """What a device's experts have to work on.
+
+    `x[rows]` are the rows of its first expert, then those of its second, …, `sizes` of each: what
+    `grouped_matmul` takes. `rows` is R where there is no row. `dropped` counts the choices of this
+    device that found no room, at whatever device.
+    """
+
+    x: Float[Array, "R D"]
+    rows: Int[Array, " M"]
+    sizes: Int[Array, " G"]
+    dropped: Int[Array, ""]
+
+
+@runtime_checkable
+class Dispatcher(Protocol):
+    """A way to exchange rows between tokens' devices and experts' devices."""
+
+    def dispatch(self, x: Array, choices: Array, experts: int) -> tuple[Received, Any]: ...
+
+    def combine(self, y: Array, weights: Array, ticket: Any) -> Array: ...
+
+
+def dispatch(
+    x: Float[Array, "_ D"], choices: Int[Array, "..."], experts: int, by: Dispatcher
+) -> tuple[Received, Any]:
+    """The rows that this device's experts must compute, and a ticket to send the results back.
+
+    `choices` are the experts of each token, counted over the whole; outside 0 … E−1 is no expert
+    (padding), and costs nothing. Experts are split over devices in their order. Inside `shard_map`
+    for all ways but `Local`. No token is lost without being counted in `Received.dropped`.
+
+    Raises:
+        ConfigError: choices that do not fit, or experts that do not divide over the devices.
+    """
+    if choices.ndim != 2 or choices.shape[0] != x.shape[0]:
+        raise ConfigError(
+            f"dispatch: choices {choices.shape} must be [T, C] with the T={x.shape[0]} of x"
+        )
+    if not jnp.issubdtype(choices.dtype, jnp.integer):
+        raise ConfigError(f"dispatch: choices must be integers, not {choices.dtype}")
+    if experts < 1:
+        raise ConfigError(f"dispatch: there must be an expert, not {experts}")
+    return by.dispatch(x, choices, experts)
+
+
+def combine(
+    y: Float[Array, "M F"], weights: Float[Array, "T C"], ticket: Any, by: Dispatcher
+) -> Float[Array, "T F"]:
+    """Σ_c weights[t, c] · (the result of token t's choice c), 0 for what was dropped or of nobody.
+
+    `y` are the results of `Received.rows`, in their order. Sums are in float32, and over devices in
+    y's dtype.
+    """
+    return by.combine(y, weights, ticket)
+
+
+def own_experts(experts: int, devices: int) -> int:
+    """How many experts each device has.
+
+    Raises:
+        ConfigError: they do not divide.
+    """
+    if experts % devices:
+        raise ConfigError(f"dispatch: {experts} experts do not divide over {devices} devices")
+    return experts // devices
