@@ -33,20 +33,23 @@ def linear_cross_entropy(
     targets: Int[Array, "..."],
     *,
     cap: float | None = None,
+    smoothing: float = 0.0,
     expected: Expected | None = None,
     split: tuple[str, ...] = (),
     implementation: str | None = None,
 ) -> tuple[Float[Array, "*M"], Float[Array, "*M"]]:
     """log softmax(hidden · kernel)[target] and log Σ exp for every token, both in float32.
 
-    Logits are c · tanh(logits / c) with `cap` c. The kernel's gradient is summed in float32 and is
-    of the kernel's dtype. `expected` changes no result: if the gradient asked for is that one, up
-    to a factor, a product as large as the whole is saved; any other is right too. Inside
-    `shard_map`, `split` names the mesh axes over which V is split; targets count over the whole.
+    Logits are c · tanh(logits / c) with `cap` c. With `smoothing` ε the log-probability is the mean
+    under the target (1 − ε) · target + ε / V (Szegedy et al. 2015, arXiv 1512.00567). The kernel's
+    gradient is summed in float32 and is of the kernel's dtype. `expected` changes no result: if the
+    gradient asked for is that one, up to a factor, a product as large as the whole is saved; any
+    other is right too. Inside `shard_map`, `split` names the mesh axes over which V is split;
+    targets count over the whole.
 
     Raises:
-        ConfigError: sizes that do not fit, a cap that is not positive, a split vocabulary with an
-            implementation that cannot, or an unknown implementation.
+        ConfigError: sizes that do not fit, a cap that is not positive, smoothing outside 0 … 1, a
+            split vocabulary with an implementation that cannot, or an unknown implementation.
     """
     D, V = kernel.shape
     if hidden.shape[-1] != D or targets.shape != hidden.shape[:-1]:
@@ -56,6 +59,8 @@ def linear_cross_entropy(
         )
     if cap is not None and cap <= 0:
         raise ConfigError(f"linear_cross_entropy: cap must be positive, not {cap}")
+    if not 0 <= smoothing <= 1:
+        raise ConfigError(f"linear_cross_entropy: smoothing must be in 0 … 1, not {smoothing}")
     if expected is not None and expected.weights.shape != targets.shape:
         raise ConfigError(
             f"linear_cross_entropy: expected.weights {expected.weights.shape} must be of the shape"
@@ -68,7 +73,9 @@ def linear_cross_entropy(
         raise ConfigError(f"no implementation {name!r} of linear_cross_entropy; {known}")
     flat = hidden.reshape(count, D), kernel, targets.reshape(count)
     weights = None if expected is None else expected.weights.reshape(count)
-    plan = Plan(chunk(count, V), cap, 0.0 if expected is None else expected.z_loss, split)
+    plan = Plan(
+        chunk(count, V), cap, 0.0 if expected is None else expected.z_loss, split, smoothing
+    )
     logp, normalizer = IMPLEMENTATIONS[name](plan, *flat, weights)
     return logp.reshape(targets.shape), normalizer.reshape(targets.shape)
 
@@ -80,7 +87,7 @@ def whole(plan: Plan, hidden: Array, kernel: Array, targets: Array, weights: Sid
             "linear_cross_entropy: 'reference' cannot take a vocabulary split over"
             f" {plan.split}; take 'xla'"
         )
-    return reference(hidden, kernel, targets, plan.cap)
+    return reference(hidden, kernel, targets, plan.cap, plan.smoothing)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Sides]] = {"reference": whole, "xla": chunked}

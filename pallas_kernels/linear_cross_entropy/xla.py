@@ -20,12 +20,18 @@ Sides = Any  # an array or None; a pair of arrays: what a custom rule takes and 
 
 
 class Plan(NamedTuple):
-    """What is decided while tracing: tokens at a time, cap, z-loss, mesh axes that split V."""
+    """What is decided while tracing: tokens at a time, cap, z-loss, mesh axes that split V, and how
+    much of a target is spread over all V."""
 
     tokens: int
     cap: float | None
     z_loss: float
     split: tuple[str, ...]
+    smoothing: float = 0.0
+
+    def vocabulary(self, own: int) -> int:
+        """The whole vocabulary, of which this device has `own`."""
+        return own * (lax.axis_size(self.split) if self.split else 1)
 
 
 product = partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -65,7 +71,7 @@ def place(plan: Plan, targets: Array, vocabulary: int) -> Int[Array, "m"]:
 
 
 def measure(plan: Plan, logits: Array, targets: Array) -> tuple[Array, Array]:
-    """Log-probability and normalizer of some tokens, over the whole vocabulary."""
+    """Log-probability of the (smoothed) targets and normalizer, over the whole vocabulary."""
     V = logits.shape[-1]
     peak = logits.max(-1)
     if plan.split:
@@ -75,6 +81,9 @@ def measure(plan: Plan, logits: Array, targets: Array) -> tuple[Array, Array]:
     inside = (at >= 0) & (at < V)
     own = jnp.take_along_axis(logits, jnp.clip(at, 0, V - 1)[:, None], -1)[:, 0]
     own = jnp.where(inside, own, 0.0)
+    if plan.smoothing:
+        spread = plan.smoothing / plan.vocabulary(V)
+        own = (1 - plan.smoothing) * own + spread * logits.sum(-1)
     if plan.split:
         total, own = lax.psum((total, own), plan.split)
     normalizer = peak + jnp.log(total)
@@ -88,7 +97,8 @@ def slopes(
     V = logits.shape[-1]
     hit = jnp.arange(V) == place(plan, targets, V)[:, None]
     out = jnp.exp(logits - normalizer[:, None]) * (by[1] - by[0])[:, None]
-    out = out + jnp.where(hit, by[0][:, None], 0.0)
+    spread = plan.smoothing / plan.vocabulary(V)
+    out = out + jnp.where(hit, 1 - plan.smoothing + spread, spread) * by[0][:, None]
     return out if plan.cap is None else out * (1 - jnp.square(logits / plan.cap))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,8 +43,10 @@ def loss_and_grads(score, hidden, kernel, weights, z_loss, factor=1.0):
     return jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, kernel)
 
 
-def by_reference(targets, cap=None):
-    return lambda h, w: linear_cross_entropy(h, w, targets, cap=cap, implementation="reference")
+def by_reference(targets, cap=None, smoothing=0.0):
+    return lambda h, w: linear_cross_entropy(
+        h, w, targets, cap=cap, smoothing=smoothing, implementation="reference"
+    )
 
 
 @settings(deadline=None, max_examples=12)
@@ -55,13 +58,15 @@ def by_reference(targets, cap=None):
     st.sampled_from([None, 3.0]),
     st.sampled_from([0.0, 0.1]),
     st.booleans(),
+    st.sampled_from([0.0, 0.2, 1.0]),
 )
-def test_chunks_equal_the_reference(seed, M, V, tokens, cap, z_loss, told):
+def test_chunks_equal_the_reference(seed, M, V, tokens, cap, z_loss, told, smoothing):
     hidden, kernel, targets, weights = draw(seed, M, 5, V)
-    plan = Plan(tokens, cap, z_loss if told else 0.0, ())
+    plan = Plan(tokens, cap, z_loss if told else 0.0, (), smoothing)
     score = lambda h, w: chunked(plan, h, w, targets, weights if told else None)
     found = loss_and_grads(score, hidden, kernel, weights, z_loss, 2.5)
-    wanted = loss_and_grads(by_reference(targets, cap), hidden, kernel, weights, z_loss, 2.5)
+    right = by_reference(targets, cap, smoothing)
+    wanted = loss_and_grads(right, hidden, kernel, weights, z_loss, 2.5)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.abs(a - b).max() <= FLOAT32 * max(1.0, float(np.abs(b).max()))
 
@@ -137,6 +142,31 @@ def test_under_transformations(around):
         assert frobenius(a, b) <= FLOAT32
 
 
+def test_smoothing_is_that_of_optax():
+    hidden, kernel, targets, _ = draw(4, 12, 6, 20)
+    soft = optax.smooth_labels(jax.nn.one_hot(targets, 20), 0.1)
+    wanted = -optax.losses.softmax_cross_entropy(hidden @ kernel, soft)
+    found, _ = linear_cross_entropy(hidden, kernel, targets, smoothing=0.1)
+    assert frobenius(found, wanted) <= FLOAT32
+
+
+def test_smoothing_over_a_split_vocabulary():
+    hidden, kernel, targets, weights = draw(5, 12, 6, 20)
+    layout = Layout(make_mesh(tensor=4))
+    split = jax.shard_map(
+        lambda h, w, t: linear_cross_entropy(h, w, t, smoothing=0.2, split=("tensor",)),
+        mesh=layout.mesh,
+        in_specs=(jax.P(), jax.P(None, "tensor"), jax.P()),
+        out_specs=(jax.P(), jax.P()),
+        check_vma=False,
+    )
+    score = lambda h, w: split(h, w, targets)
+    found = loss_and_grads(score, hidden, kernel, weights, 0.1)
+    wanted = loss_and_grads(by_reference(targets, None, 0.2), hidden, kernel, weights, 0.1)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert frobenius(a, b) <= FLOAT32
+
+
 def gathered(text, size):
     """Lines of a compiled program that gather an array of at least `size` numbers."""
     found = []
@@ -187,6 +217,7 @@ def call(**changes: Any) -> Any:
         (dict(kernel=jnp.zeros((4, 5))), "do not fit"),
         (dict(targets=jnp.zeros(3, jnp.int32)), "do not fit"),
         (dict(cap=0.0), "cap must be positive"),
+        (dict(smoothing=1.5), "smoothing must be in 0 … 1, not 1.5"),
         (dict(expected=Expected(jnp.zeros(3))), "expected.weights"),
         (dict(implementation="xl"), "did you mean 'xla'"),
         (dict(implementation="reference", split=("tensor",)), "cannot take a vocabulary split"),
