@@ -1,9 +1,10 @@
 """A Llama's train step in plain JAX, written for one job and nothing else: what a step can cost.
 
 No modules, no layouts, no guard, no metrics but loss and gradient norm. Projections that read the
-same array are one product (weights are stored so), attention is computed in tiles of queries and
-made again in the backward pass, the loss makes its gradient while the logits are at hand, AdamW and
-clipping are one pass. With a mesh, weights are split over it and gathered layer by layer (FSDP).
+same array are one product (weights are stored so). Attention is computed in tiles of queries and,
+as norms and SwiGLU, made again in the backward pass; the loss makes its gradient while the logits
+are at hand; AdamW and clipping are one pass. With a mesh, weights are split over it and gathered
+layer by layer (FSDP).
 """
 
 # B batch, T length, D model size, N heads, H head size, F hidden size, V vocabulary, L layers.
@@ -62,8 +63,47 @@ def specs() -> dict:
     return {**stacked, **back, **ends, "norm1": P(), "norm2": P()}
 
 
+@jax.custom_vjp
 def norm(x: Any, scale: Any) -> Any:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * scale
+    return norm_forward(x, scale)[0]
+
+
+def norm_forward(x: Any, scale: Any) -> Any:
+    shrink = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+    return x * shrink * scale, (x, scale, shrink)
+
+
+def norm_backward(saved: Any, g: Any) -> Any:
+    x, scale, shrink = saved
+    unit, slope = x * shrink, g * scale
+    dx = shrink * (slope - unit * jnp.mean(slope * unit, -1, keepdims=True))
+    return dx, (g * unit).sum((0, 1))
+
+
+norm.defvjp(norm_forward, norm_backward)
+
+
+@jax.custom_vjp
+def feed(both: Any, down: Any) -> Any:
+    """SwiGLU from its two projections, which alone are kept for the backward pass."""
+    return feed_forward(both, down)[0]
+
+
+def feed_forward(both: Any, down: Any) -> Any:
+    gate, up = jnp.split(both, 2, -1)
+    return (jax.nn.silu(gate) * up) @ down, (both, down)
+
+
+def feed_backward(saved: Any, g: Any) -> Any:
+    both, down = saved
+    gate, up = jnp.split(both, 2, -1)
+    share = jax.nn.sigmoid(gate)
+    passed, slope = gate * share, g @ down.T
+    slopes = slope * up * (share + passed * (1 - share)), slope * passed
+    return jnp.concatenate(slopes, -1), jnp.einsum("btd,btf->df", g, passed * up).T
+
+
+feed.defvjp(feed_forward, feed_backward)
 
 
 def rotate(x: Any, cos: Any, sin: Any) -> Any:
@@ -165,8 +205,7 @@ def loss(sizes: Sizes, mesh: Mesh | None, p: dict, tokens: Any, targets: Any) ->
         q, k = rotate(q, cos, sin) * H**-0.5, rotate(k, cos, sin)
         o = attend(*(a.swapaxes(1, 2) for a in (q, k, v))).swapaxes(1, 2).reshape(B, T, -1)
         x = rows(x + o @ w["out"])
-        gate, up = jnp.split(norm(x, w["norm2"]) @ w["gate_up"], 2, -1)
-        return rows(x + (jax.nn.silu(gate) * up) @ w["down"]), None
+        return rows(x + feed(norm(x, w["norm2"]) @ w["gate_up"], w["down"])), None
 
     stacked = {n: p[n] for n in ("qkv", "out", "gate_up", "down", "norm1", "norm2")}
     x = norm(jax.lax.scan(block, x, stacked)[0], p["norm"])

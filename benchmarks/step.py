@@ -274,7 +274,7 @@ def run_deep(sizes: Sizes, steps: int) -> dict[str, Any]:
     from jscale import train
     from jscale.compiled import Compiled
 
-    found = run_steps(sizes, max(steps, 20))
+    found = run_steps(sizes, max(steps, 200))  # short ones, whose times scatter widely
     here = task(sizes, {})
     program = Compiled(train.make_step(here), lambda compilation: None)
     state = train.init(here, jax.random.key(0))

@@ -1,6 +1,6 @@
 """Where a recipe's state goes on a mesh, as values to print or to draw. Nothing is run."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jscale.compiled import Compilation, Compiled
 from jscale.errors import ConfigError
 from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
 from jscale.mesh.layout import Decision
+from jscale.models.decoder import Sharing
 from jscale.optim.placement import Replicated, place
 from jscale.prepare import Choice, batch_of, mesh_of, real_mesh, task_of
 from jscale.recipe import Recipe
@@ -50,6 +51,7 @@ class Explanation:
     parameters: int
     bytes_per_device: dict[str, int]
     replicated: tuple[Replicated, ...]  # optimizer arrays of which every device holds a whole copy
+    exchange: str | None = None  # how devices that share a sequence attend to each other's tokens
 
     def totals(self) -> list[str]:
         """Sentences: how large the model and its state are on one device."""
@@ -57,6 +59,7 @@ class Explanation:
         whole = readable(sum(self.bytes_per_device.values()))
         out = [f"{self.parameters:,} parameters on {self.mesh.devices} device(s)"]
         out.append(f"state on each device: {whole} ({parts}); activations come on top")
+        out += [self.exchange] if self.exchange else []
         for array in self.replicated:
             size = readable(array.bytes)
             out.append(f"whole on every device: optimizer/{array.path} {array.shape}, {size}")
@@ -83,7 +86,18 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
             " set mesh=auto to have one chosen"
         )
     choice = mesh_of(recipe, devices)
-    return explain_task(task_of(recipe, abstract_mesh(choice.shape)), choice)
+    task = task_of(recipe, abstract_mesh(choice.shape))
+    return replace(explain_task(task, choice), exchange=exchange_of(task, recipe.data.length))
+
+
+def exchange_of(task: train.Task, length: int) -> str | None:
+    """What attention exchanges where devices share a sequence of such a length, and why."""
+    network = task.model.bind(task.model.shapes)
+    if not isinstance(network, Sharing):
+        return None
+    with task.layout.active():
+        chosen = network.exchange(length)
+    return None if chosen is None else str(chosen)
 
 
 def explain_task(task: train.Task, choice: Choice) -> Explanation:

@@ -62,10 +62,10 @@ def check_batch(recipe: Recipe, layout: Layout) -> None:
             f"{rows} rows at a time (data.batch={recipe.data.batch}, accumulate="
             f"{recipe.accumulate}) do not divide over the {ways} ways in which the mesh splits them"
         )
-    context = layout.mesh.shape["context"]
-    if recipe.data.length % context:
+    if recipe.data.length % layout.length_ways:
         raise ConfigError(
-            f"data.length={recipe.data.length} does not divide over context={context}"
+            f"data.length={recipe.data.length} does not divide over the {layout.length_ways} ways"
+            " in which the mesh splits a sequence"
         )
 
 

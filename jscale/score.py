@@ -1,16 +1,19 @@
 """Log-probabilities of given tokens: what prediction, evaluation and preferences are made of."""
 
-# R rows, T length.
+# R rows, S length, T = S - 1 targets, D model.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError
+from jscale.generate import UNKNOWN
 from jscale.losses import token_logprobs
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
@@ -24,28 +27,30 @@ def tell_nobody(done: int, total: int) -> None:
     """The callback of those who do not want to be told."""
 
 
-@lru_cache(maxsize=8)
-def scorer(model: Model, layout: Layout | None) -> Callable[..., Array]:
-    """The jitted log-probability of each target given the inputs up to its place."""
+def of_tokens(
+    network: Any, hidden: Float[Array, "R T D"], targets: Int[Array, "R T"]
+) -> Float[Array, "R T"]:
+    """The log-probability of each target given what was read up to its place."""
+    return token_logprobs(network, hidden, targets)[0]
 
-    def run(
-        params: Params, inputs: Int[Array, "R T"], targets: Int[Array, "R T"]
-    ) -> Float[Array, "R T"]:
+
+def of_the_likeliest(
+    network: Any, hidden: Float[Array, "R T D"], targets: Int[Array, "R T"]
+) -> Int[Array, "R T"]:
+    """The likeliest token in each target's place; `UNKNOWN` where a logit is NaN."""
+    logits = network.unembed(hidden)
+    return jnp.where(jnp.isnan(logits.max(-1)), UNKNOWN, logits.argmax(-1))
+
+
+@lru_cache(maxsize=16)
+def reader(model: Model, layout: Layout | None, found: Callable[..., Array]) -> Callable[..., Any]:
+    """The jitted program that reads rows of tokens and says what is `found` for all but the first:
+    `found(network, hidden, targets)`."""
+
+    def run(params: Params, tokens: Int[Array, "R S"]) -> Array:
         with layout.active() if layout else nullcontext():
             network = model.bind(params)
-            return token_logprobs(network, network(inputs).hidden, targets)[0]
-
-    return jax.jit(run, out_shardings=layout.replicated() if layout else None)
-
-
-@lru_cache(maxsize=8)
-def chooser(model: Model, layout: Layout | None) -> Callable[..., Array]:
-    """The jitted likeliest token after each place, given the inputs up to it."""
-
-    def run(params: Params, inputs: Int[Array, "R T"]) -> Int[Array, "R T"]:
-        with layout.active() if layout else nullcontext():
-            network = model.bind(params)
-            return network.unembed(network(inputs).hidden).argmax(-1)
+            return found(network, network(tokens[:, :-1]).hidden, tokens[:, 1:])
 
     return jax.jit(run, out_shardings=layout.replicated() if layout else None)
 
@@ -67,9 +72,8 @@ def score(
     Raises:
         ConfigError: a row of fewer than two tokens.
     """
-    program = scorer(model, layout)
-    compute = lambda tokens: program(params, tokens[:, :-1], tokens[:, 1:])
-    return by_length(compute, rows, layout, places, tell)
+    program = reader(model, layout, of_tokens)
+    return by_length(lambda tokens: program(params, tokens), rows, layout, places, tell)
 
 
 def likeliest(
@@ -81,9 +85,12 @@ def likeliest(
     places: int = PLACES,
     tell: Told = tell_nobody,
 ) -> list[np.ndarray]:
-    """For each row of tokens, the likeliest token at every place but the first, as `score`."""
-    program = chooser(model, layout)
-    return by_length(lambda tokens: program(params, tokens[:, :-1]), rows, layout, places, tell)
+    """For each row of tokens, the likeliest token at every place but the first, as `score`.
+
+    `UNKNOWN` stands where the model's logits are not numbers.
+    """
+    program = reader(model, layout, of_the_likeliest)
+    return by_length(lambda tokens: program(params, tokens), rows, layout, places, tell)
 
 
 def by_length(

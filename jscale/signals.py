@@ -38,6 +38,10 @@ class Interrupted(KeyboardInterrupt):
         super().__init__("ended at once; the last saved step stands")
 
 
+class Terminated(KeyboardInterrupt):
+    """A command that saves nothing was ended by SIGTERM, as Ctrl-C would have ended it."""
+
+
 def status(signum: int) -> int:
     """The exit status after a signal: 130 after Ctrl-C, 75 (run me again) after SIGTERM."""
     return 130 if signum == signal.SIGINT else 75
@@ -45,7 +49,8 @@ def status(signum: int) -> int:
 
 class Signals:
     """While entered, the first SIGINT or SIGTERM is only remembered in `asked`, or, inside of
-    `at_once()`, raises `Stopped`; a second one interrupts in any case.
+    `at_once()`, raises `Stopped` (unless a module is being imported); a second one interrupts in
+    any case.
 
     Signals reach the main thread only: in any other, nothing is changed.
     """
@@ -63,6 +68,9 @@ class Signals:
             for signum in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(signum) != self._hear:
                     self._before[signum] = signal.signal(signum, self._hear)
+                    around = getattr(self._before[signum], "__self__", None)
+                    if isinstance(around, Signals) and not around._left:
+                        self.asked = around.asked  # what was asked of it is asked of us
         return self
 
     @contextmanager
@@ -80,7 +88,7 @@ class Signals:
         if self.asked is not None:
             raise Interrupted(signum)
         self.asked = signum
-        if self._at_once:
+        if self._at_once and not importing(frame):
             raise Stopped(signum)
 
     def __exit__(self, *error: object) -> None:
@@ -98,6 +106,18 @@ class Signals:
         if isinstance(owner, Signals) and owner._left:
             return owner._handler_before(signum)
         return handler
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in a frame or those above it.
+
+    An exception raised there by a signal may be lost, or crash a library that is being loaded.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def aside(call: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from jscale.errors import UserError, did_you_mean
+from jscale.launch.interrupts import signals_end, told
 from jscale.launch.join import end
+from jscale.signals import Terminated, status
 
 USAGE = 64
 INTERNAL = 70
-INTERRUPTED = 130
 PIPE_CLOSED = 141  # as a shell reports a program that SIGPIPE ended
 
 
@@ -31,6 +33,7 @@ COMMANDS = {
     "config": Command("jscale.launch.commands.config", "show a recipe: every value, and why"),
     "recipes": Command("jscale.launch.commands.recipes", "list the recipes, or copy one to edit"),
     "profile": Command("jscale.launch.commands.profile", "show where the time of a step goes"),
+    "bench": Command("jscale.launch.commands.bench", "time each kernel against all others"),
     "explain": Command("jscale.launch.commands.explain", "show where every parameter goes"),
     "compile": Command(
         "jscale.launch.commands.compile", "compile for a machine that is not here: does it fit?"
@@ -60,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0 done, 64 a mistake in what was asked, 65 data, 66 checkpoint, 70 a bug of ours, 72 the numbers
-    diverged, 73 too little memory on a device, 130 interrupted; a command may return others.
+    diverged, 73 too little memory on a device, 75 terminated, 130 interrupted; a command may return
+    others.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -97,9 +101,10 @@ def _version() -> str:
 def _guarded(action: Callable[[], int], debug: bool) -> int:
     """`action()`, every way in which it can fail turned into an exit status."""
     try:
-        status = action()
-        sys.stdout.flush()
-        return status
+        with signals_end():
+            done = action()
+            sys.stdout.flush()
+            return done
     except UserError as error:
         if debug:
             traceback.print_exc()
@@ -107,9 +112,10 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         return error.status
     except SystemExit as exit:  # argparse, after --help
         return exit.code if isinstance(exit.code, int) else USAGE if exit.code else 0
-    except KeyboardInterrupt:
-        print("jscale: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as asked:
+        signum = signal.SIGTERM if isinstance(asked, Terminated) else signal.SIGINT
+        print(told(signum), file=sys.stderr)
+        return status(signum)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED

@@ -9,14 +9,18 @@ A launcher of ours, or a person on a cluster, says by the environment which job 
 """
 
 import contextlib
+import functools
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from jscale.errors import ConfigError
+from jscale.signals import abandoned, aside
 
 NAMES = ("JSCALE_COORDINATOR", "JSCALE_PROCESSES", "JSCALE_PROCESS")
 LIFELINE = "JSCALE_LIFELINE"
@@ -82,6 +86,7 @@ def join(place: Place | None) -> None:
     jax.config.update("jax_enable_preemption_service", False)
     more = {}
     if place is not None:
+        check_port(place)
         more = {
             "coordinator_address": place.coordinator,
             "num_processes": place.processes,
@@ -91,15 +96,39 @@ def join(place: Place | None) -> None:
             more["coordinator_bind_address"] = place.coordinator
             os.environ["no_grpc_proxy"] = "127.0.0.1"
             jax.config.update("jax_check_proxy_envs", False)
+    initialize = functools.partial(
+        jax.distributed.initialize,
+        initialization_timeout=STARTING,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=ENDING,
+        **more,
+    )
     try:
-        jax.distributed.initialize(
-            initialization_timeout=STARTING,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=ENDING,
-            **more,
-        )
+        aside(initialize)  # it waits for the others, and a signal is to be heard meanwhile
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"this process cannot join a job: {error}") from error
+
+
+def check_port(place: Place) -> None:
+    """See that process 0 can listen where the others will look for it.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    host, _, port = place.coordinator.rpartition(":")
+    if place.process:
+        return
+    with socket.socket() as trial:
+        if hasattr(socket, "SO_REUSEPORT"):  # as JAX, and a launcher of ours that keeps it free
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            trial.bind((host if host.startswith("127.") else "", int(port)))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "there is no such port"
+            raise ConfigError(
+                f"JSCALE_COORDINATOR={place.coordinator}: process 0 cannot listen there:"
+                f" {reason}; choose another port"
+            ) from error
 
 
 def keep_native_output_aside() -> None:
@@ -123,14 +152,22 @@ def leave() -> None:
 def end(status: int) -> int:
     """The status, to be returned by a process; one that failed in a job ends here and now.
 
-    Its ordinary end would wait for the other processes, and they may be waiting for it.
+    Its ordinary end would wait for the other processes, and they may be waiting for it. So does one
+    whose native code is still busy with what was abandoned.
     """
+    if abandoned():
+        end_here(status)
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return status
     if status == 0:
         leave()
         return 0
+    end_here(status)
+
+
+def end_here(status: int) -> NoReturn:
+    """End this process without the last acts of Python and of libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from jscale.errors import PeerError
+from jscale.checkpoint.lease import Lease
+from jscale.errors import CheckpointError, PeerError
+from jscale.launch.interrupts import second_is_ours
 from jscale.launch.join import LIFELINE, Place, signals_held
 from jscale.run.runfolder import writing
 from jscale.signals import status as status_after
@@ -32,6 +35,9 @@ GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 LINES = 12  # of a log that are shown
 HANGING = 124  # the status given to a process that did not end though the others had
 STOPPED = (130, 75)  # the statuses of a process that was asked to stop and did
+REFUSED = (64, 65, 66)  # the statuses of one that has found a mistake, and said it
+TOLD = (*REFUSED, 70, 72, 73)  # of one that has said why it failed
+AGAIN = "run it again to go on from the last saved step"
 COUNT = re.compile(r"--xla_force_host_platform_device_count=\S+")
 SENTENCE = re.compile(r"^jscale: error: (.*)$", re.MULTILINE)
 
@@ -97,12 +103,46 @@ def run(job: Job) -> int:
         line, held = os.pipe()  # when `held` is closed, which it is if we die, they end
         stack.callback(os.close, line)
         stack.callback(os.close, held)
+        left = stack.enter_context(Leftover.of(job.folder))
         running = Running(job)
         with running:
+            running.open_logs()
             for process in range(job.processes):
                 running.start(process, port, line)
             running.wait()
-    return running.verdict()
+        status = running.verdict()
+        left.refused = running.asked is not None or status in REFUSED
+    return status
+
+
+@dataclass
+class Leftover:
+    """The folder of a run that was to be new: if the run is refused, nothing is left of it."""
+
+    folder: Path
+    made: tuple[Path, ...]  # folders that were not there before, the innermost first
+    refused: bool = True  # until it is known
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, folder: Path) -> Iterator["Leftover"]:
+        """A block in which a job makes the folder or finds it."""
+        above = (folder, *folder.parents)
+        left = cls(folder, tuple(path for path in above if not os.path.lexists(path)))
+        try:
+            yield left
+        finally:
+            if left.made and left.refused:
+                left.clear()
+
+    def clear(self) -> None:
+        """Remove the folder if there are only logs and the lock of a run that was never begun."""
+        with contextlib.suppress(OSError, CheckpointError):
+            if {path.name for path in self.folder.iterdir()} <= {"logs", "lock"}:
+                with Lease(self.folder):  # another run may have come in the meantime
+                    shutil.rmtree(self.folder)
+            for path in self.made[1:]:
+                path.rmdir()
 
 
 class Running:
@@ -111,15 +151,33 @@ class Running:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.children: list[subprocess.Popen[bytes]] = []
-        self.logs: dict[int, int] = {}  # where the lines of this start begin
+        self.logs: dict[int, IO[bytes]] = {}
+        self.begins: dict[int, int] = {}  # where the lines of this start begin in them
         self.ended: dict[int, int] = {}  # the statuses of those that ended by themselves, in order
         self.asked: int | None = None
         self._stack = contextlib.ExitStack()
 
+    def open_logs(self) -> None:
+        """Open the log of every process but the first.
+
+        Raises:
+            CheckpointError: there is no place for them.
+        """
+        for process in range(1, self.job.processes):
+            path = self.job.log(process)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                log = self._stack.enter_context(path.open("ab"))
+                log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+                log.flush()
+            self.logs[process], self.begins[process] = log, log.tell()
+
     def start(self, process: int, port: int, line: int) -> None:
-        """Start one; all but the first write into their logs."""
-        out = self._open_log(process) if process else None
+        """Start one, unless all have been asked to stop."""
+        out = self.logs.get(process)
         with signals_held():
+            if self.asked is not None:
+                return
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "jscale.launch.cli", *self.job.words],
                 env=environment(self.job, process, port, line),
@@ -148,36 +206,27 @@ class Running:
 
     def verdict(self) -> int:
         """The exit status of the job; says on standard error what nobody has said."""
+        if not any(self.ended.values()):  # none at all, where it was stopped before the first
+            return 0 if self.asked is None or self.ended else status_after(self.asked)
         process = cause(self.ended)
         status = self.ended[process]
-        if status == 0:
-            return 0
-        if self.asked is not None and (status < 0 or status in (*STOPPED, PeerError.status)):
+        if self.asked is not None and (status <= 0 or status in (*STOPPED, PeerError.status)):
             if status not in STOPPED:
-                complain("stopped before the first step was saved; run it again to go on")
+                complain(f"ended before it could save; {AGAIN}")
             return status if status in STOPPED else status_after(self.asked)
         self._explain(process, status)
-        return status if status > 0 else 128 - status
+        return status if status > 0 else 128 - status if status else PeerError.status
 
     def __enter__(self) -> "Running":
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, self._hear)
             self._stack.callback(signal.signal, number, before)
+        self._stack.enter_context(second_is_ours())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end_all()
         self._stack.close()
-
-    def _open_log(self, process: int) -> IO[bytes]:
-        path = self.job.log(process)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            log = self._stack.enter_context(path.open("ab"))
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-            log.flush()
-        self.logs[process] = log.tell()
-        return log
 
     def _note_ended(self) -> None:
         for process, child in enumerate(self.children):
@@ -213,19 +262,14 @@ class Running:
 
     def _explain(self, process: int, status: int) -> None:
         name = f"process {process} of {self.job.processes}"
-        again = "run it again to go on from the last saved step"
         said = self._said(process)
         sentence = SENTENCE.findall(said)
-        if process == 0 and status > 0:
+        if process == 0 and status in (*TOLD, *STOPPED):
             return  # its own words were shown
         if sentence:
             complain(f"{name}: {sentence[-1]}")
-        elif status < 0:
-            complain(f"{name} was ended by {signal.Signals(-status).name}; {again}")
-        elif status == HANGING:
-            complain(f"{name} did not end {LEAVE:.0f} s after another one had, and was ended")
         else:
-            complain(f"{name} ended with status {status}; {again}")
+            complain(f"{name} {way(status)}; {AGAIN}")
         if process and not sentence:
             lines = said.splitlines()[-LINES:]
             where = self.job.log(process)
@@ -236,18 +280,33 @@ class Running:
         if not process:
             return ""
         with self.job.log(process).open("rb") as log:
-            log.seek(self.logs[process])
+            log.seek(self.begins[process])
             return log.read().decode("utf-8", "replace")
+
+
+def way(status: int) -> str:
+    """How a process ended, as the end of a sentence about it."""
+    if status == 0:
+        return "ended before the others, as if all were done"
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    said = {
+        HANGING: f"did not end {LEAVE:.0f} s after another one had, and was ended",
+        PeerError.status: "lost another one, of which nobody says why",
+        **dict.fromkeys(STOPPED, "was asked to stop"),
+    }
+    return said.get(status, f"ended with status {status}")
 
 
 def cause(ended: Mapping[int, int]) -> int:
     """Which of the processes that ended, given in this order with their statuses, ended the others.
 
-    A lost peer, and JAX's abort for want of one, are consequences. Of those that failed alike the
-    first process is named, for its words were shown.
+    A lost peer, and JAX's abort for want of one, are consequences: even of a process that ended
+    well before the others, for they end together. Of those that failed alike the first process is
+    named, for its words were shown.
 
-    >>> cause({1: 71, 2: -9, 0: 71}), cause({2: 64, 0: 64, 1: 64}), cause({0: 0, 1: 0})
-    (2, 0, 0)
+    >>> cause({1: 71, 2: -9, 0: 71}), cause({2: 64, 0: 64, 1: 64}), cause({1: 0, 0: 71})
+    (2, 0, 1)
     """
 
     def weight(process: int) -> int:
@@ -255,6 +314,9 @@ def cause(ended: Mapping[int, int]) -> int:
         return {0: 3, PeerError.status: 2, -signal.SIGABRT: 1}.get(status, 0)
 
     first = min(ended, key=weight)
+    earliest = next(iter(ended))
+    if weight(first) and ended[earliest] == 0:
+        return earliest
     return 0 if ended.get(0) == ended[first] else first
 
 

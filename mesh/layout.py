@@ -177,8 +177,15 @@ class Layout:
     @property
     def batch_ways(self) -> int:
         """How many ways the rules split a batch: its size must be a multiple of this."""
-        split = as_tuple(self.rules.activations.get("batch"))
-        return math.prod(self.mesh.shape[a] for a in split)
+        return self._ways("batch")
+
+    @property
+    def length_ways(self) -> int:
+        """How many ways the rules split a sequence: its length must be a multiple of this."""
+        return self._ways("length")
+
+    def _ways(self, axis: str) -> int:
+        return math.prod(self.mesh.shape[a] for a in as_tuple(self.rules.activations.get(axis)))
 
     @cached_property
     def decoding(self) -> "Layout":

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from jscale.errors import ConfigError
+from jscale.mesh.exchange import AllToAll, Gather, Ring
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -75,13 +76,15 @@ class Rules:
     `weights` and `activations` give each logical axis the mesh axes it is split over (a name, a
     tuple of names, or None for none). `overrides` apply to parameters by name, the last match
     winning. `yields` names the logical axes that are left whole where an earlier dimension of the
-    same array has taken their mesh axis; any other such conflict is an error.
+    same array has taken their mesh axis; any other such conflict is an error. `exchange` is what
+    attention exchanges where several devices share a sequence; None: chosen by heads and lengths.
     """
 
     weights: Mapping[str, MeshAxes] = field(default_factory=lambda: dict(WEIGHTS))
     activations: Mapping[str, MeshAxes] = field(default_factory=lambda: dict(ACTIVATIONS))
     overrides: tuple[Override, ...] = ()
     yields: tuple[str, ...] = ()
+    exchange: Gather | Ring | AllToAll | None = None
 
     def with_weights(self, **axes: MeshAxes) -> "Rules":
         """These rules with other axes for some weights: `Rules().with_weights(embed="data")`."""

@@ -5,12 +5,16 @@ kernel, it cannot split: it would gather the arrays first, or sum over devices i
 loop. Such a function is written for one device's part, and `per_shard` runs it there.
 """
 
+import logging
+import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
+from jscale.mesh.exchange import Chosen, Shared, choose_exchange
 from jscale.mesh.layout import Axes, current
 from jscale.mesh.rules import as_tuple
 
@@ -32,6 +36,27 @@ def split_over(*axes: str | None) -> tuple[str, ...]:
         return ()
     found = layout.activation_spec(Axes(*axes))[len(axes) - 1]
     return tuple(name for name in as_tuple(found) if layout.mesh.shape[name] > 1)
+
+
+def sharing(length: int, heads: int, kv_heads: int) -> Chosen | None:
+    """What attention exchanges under the current layout; None where each device has whole rows.
+
+    `length` is the whole sequence's, `heads` and `kv_heads` those of one device. What was chosen,
+    and why, is logged once.
+    """
+    layout, axes = current(), split_over("batch", "length")
+    if layout is None or not axes:
+        return None
+    ways = tuple(layout.mesh.shape[name] for name in axes)
+    shared = Shared(axes, ways, length // math.prod(ways), heads, kv_heads)
+    chosen = choose_exchange(shared, layout.rules.exchange)
+    _tell(str(chosen))
+    return chosen
+
+
+@lru_cache(maxsize=1024)  # so that each choice is logged once
+def _tell(sentence: str) -> None:
+    logging.getLogger("jscale.mesh").info("%s", sentence)
 
 
 def per_shard(

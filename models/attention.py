@@ -3,16 +3,20 @@
 # B batch, T length, D model size, N heads, K key/value heads, H head size.
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jscale.mesh import Axes, alone, constrain, per_shard, split_over
 from jscale.models.decoder import Context, KeysValues
-from jscale.models.layers import project, weight
+from jscale.models.layers import project, project_at_once, weight
 from jscale.models.rope import rope
-from jscale.pallas_kernels.attention import CAUSAL, Mask, attention
+from jscale.models.sequence import ROWS, exchange_of, kernel_of, ways
+from jscale.pallas_kernels.attention import CAUSAL, Mask, Places, attention
+from jscale.pallas_kernels.context_attention import context_attention
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,11 @@ class SelfAttention(nnx.Module):
         q, k, v = self.project(x)
         q = constrain(rope(q, context.positions, self.base), "batch", "length", "heads", "head")
         k = rope(k, context.positions, self.base)
-        # "keys" is whole by default: each part of a split sequence sees all keys.
-        lay = lambda a: constrain(a, "batch", "keys", "kv_heads", "head")
         if cache is None:
-            out = attend(q, lay(k), lay(v), self.mask, context.segments)
+            out = attend(q, k, v, self.mask, context.segments, context.places)
         else:
+            # "keys" is whole by default: each part of a split sequence sees all of a cache.
+            lay = lambda a: constrain(a, "batch", "keys", "kv_heads", "head")
             cache = cache.write(k, v, context.positions)
             k, v = lay(cache.k.astype(x.dtype)), lay(cache.v.astype(x.dtype))
             slots = jnp.broadcast_to(jnp.arange(k.shape[1]), k.shape[:2])
@@ -65,13 +69,14 @@ class SelfAttention(nnx.Module):
         # One product for all three: for many tokens that saves more than putting them together
         # costs. Not on a mesh: of weights put together, the compiler for TPUs gathers what is
         # split over fsdp twice, and sums the gradient whole instead of scattering it.
-        N, K = q.shape[1], k.shape[1]
-        y = project("btd,dnh->btnh", x, jnp.concatenate([q, k, v], 1))
+        (_, N, H), K = q.shape, k.shape[1]
+        y = project_at_once(x, q, k, v).reshape(*x.shape[:2], N + 2 * K, H)
         q, k, v = jnp.split(y, (N, N + K), 2)
         return q, k, v
 
 
-ROWS, KEYS = Axes("batch", "length"), Axes("batch", "keys")
+KEYS = Axes("batch", "keys", "kv_heads", "head")
+OWN, OTHERS = Axes(*ROWS, "heads", "head"), Axes(*ROWS, "kv_heads", "head")
 
 
 def attend(
@@ -80,24 +85,40 @@ def attend(
     v: Float[Array, "B T K H"],
     mask: Mask,
     segments: Int[Array, "B T"] | None,
+    places: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of whole rows to themselves, on each device its rows, heads and queries.
 
-    What comes before what is read off the places in the row, which positions follow; so what the
-    mask hides is known while tracing, and costs nothing.
+    What comes before what is read off the places in the row, which positions follow. By default
+    these are 0, 1, …: what the mask hides is then known while tracing, and costs nothing. Devices
+    that share a row exchange what the rules say.
     """
-    seen = None if segments is None else (segments, segments)
-    if split_over(*KEYS) or split_over(*ROWS, "heads") != split_over(*KEYS, "kv_heads"):
-        # A device's queries need keys, or key/value heads, that are not its own.
-        return attention(q, k, v, mask, segments=seen)
-    order = None
-    if split_over(*ROWS):
-        places = jnp.broadcast_to(jnp.arange(q.shape[1]), q.shape[:2])
-        order = places, places
-    queries, others = Axes(*ROWS, "heads", "head"), Axes(*KEYS, "kv_heads", "head")
-    return per_shard(
-        lambda q, k, v, order, seen: attention(q, k, v, mask, positions=order, segments=seen),
-        *(q, k, v, order, seen),
-        inputs=(queries, others, others, (ROWS, KEYS), (ROWS, KEYS)),
-        outputs=queries,
-    )
+    pair = lambda x: None if x is None else (x, x)
+    order, seen = pair(places), pair(segments)
+    (T, N), K = q.shape[1:3], k.shape[2]
+    heads = split_over(*OWN[:3])
+    if split_over(*KEYS[:2]) or not apart(N, K):
+        # The rules leave it to the partitioner, or heads need key/value heads that lie elsewhere.
+        k, v = (constrain(x, *KEYS) for x in (k, v))
+        return attention(q, k, v, mask, positions=order, segments=seen)
+    chosen = exchange_of(T, N, K)
+
+    def part(q: Array, k: Array, v: Array, order: Any, seen: Any) -> Array:
+        if k.shape[2] == K and heads:  # these are whole: of them, the ones that the queries need
+            needed = max(1, q.shape[2] * K // N)
+            first = lax.axis_index(heads) * q.shape[2] * K // N
+            k, v = (lax.dynamic_slice_in_dim(x, first, needed, 2) for x in (k, v))
+        if chosen is None:
+            return attention(q, k, v, mask, positions=order, segments=seen)
+        exchange = kernel_of(chosen.exchange, chosen.shared.axes)
+        return context_attention(q, k, v, mask, exchange, places=Places(order, seen))
+
+    inputs = OWN, OTHERS, OTHERS, (ROWS, ROWS), (ROWS, ROWS)
+    return per_shard(part, q, k, v, order, seen, inputs=inputs, outputs=OWN)
+
+
+def apart(heads: int, kv_heads: int) -> bool:
+    """Whether each device has, or can take of whole ones, the key/value heads of its own heads."""
+    split, others = split_over(*OWN[:3]), split_over(*OTHERS[:3])
+    here, group = heads // ways(*OWN[:3]), heads // kv_heads
+    return split == others or (not others and (here % group == 0 or group % here == 0))

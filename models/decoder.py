@@ -7,15 +7,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jscale.mesh import Chosen
+
 
 class Context(NamedTuple):
     """What all blocks of a network share. Segment 0 is padding; None means one segment a row.
 
-    Along a row, positions of one segment grow by 1 from place to place.
+    Along a row, positions of one segment grow by 1 from place to place. `places` are those in the
+    row, where tokens do not stand in their order (zig-zag over devices); None: 0, 1, ….
     """
 
     positions: Int[Array, "B T"]
     segments: Int[Array, "B T"] | None = None
+    places: Int[Array, "B T"] | None = None
 
 
 class Output(NamedTuple):
@@ -76,6 +80,13 @@ class Scoring(Protocol):
         weights: Float[Array, "B T"] | None = None,
         z_loss: float = 0.0,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]: ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A decoder that can tell how devices that share a sequence attend to each other's tokens."""
+
+    def exchange(self, length: int) -> Chosen | None: ...
 
 
 def context_of(

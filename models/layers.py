@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -53,6 +54,44 @@ _project = jax.custom_vjp(
     lambda equation, x, w: _project_forward(equation, x, w)[0], nondiff_argnums=(0,)
 )
 _project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def project_at_once(
+    x: Float[Array, "B T D"], *weights: Float[Array, "D ..."]
+) -> Float[Array, "B T E"]:
+    """`project` by several weights in one product, E numbers that belong to them in turn.
+
+    They are put together once more for the gradient: no copy of them is kept until then.
+    """
+    return x @ _together(x, weights)
+
+
+def _together(x: Any, weights: tuple[Any, ...]) -> Float[Array, "D E"]:
+    return jnp.concatenate([w.reshape(w.shape[0], -1) for w in weights], 1).astype(x.dtype)
+
+
+def _at_once_forward(x: Any, *weights: Any) -> tuple[Array, tuple[Any, ...]]:
+    return x @ _together(x, weights), (x, *weights)
+
+
+def _at_once_backward(saved: tuple[Any, ...], g: Any) -> tuple[Array, ...]:
+    x, *weights = saved
+    dx = jnp.einsum("bte,de->btd", g, _together(x, tuple(weights)))
+    dw = by_weights(x, g, weights[0].dtype)
+    ends = np.cumsum([w.size // w.shape[0] for w in weights])
+    parts = jnp.split(dw, ends[:-1], 1)
+    return dx, *(part.reshape(w.shape) for part, w in zip(parts, weights, strict=True))
+
+
+def by_weights(x: Any, g: Any, dtype: DTypeLike) -> Float[Array, "D E"]:
+    """The gradient of the weights of `x @ w`, summed in their dtype; g is that of the product."""
+    if x.dtype == dtype:  # with the factors as JAX's own derivative has them: faster on CPU
+        return jnp.einsum("bte,btd->ed", g, x).T
+    return jnp.einsum("btd,bte->de", x, g, preferred_element_type=dtype)
+
+
+project_at_once.defvjp(_at_once_forward, _at_once_backward)
 
 
 def logprobs(
@@ -136,9 +175,26 @@ class RMSNorm(nnx.Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
-        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        return _normalise(self.eps, x, self.scale[...])
+
+
+def _normalise_forward(eps: float, x: Any, scale: Any) -> tuple[Array, tuple[Any, ...]]:
+    y = x.astype(jnp.float32)
+    shrink = jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+    return (y * shrink * scale.astype(jnp.float32)).astype(x.dtype), (x, scale, shrink)
+
+
+def _normalise_backward(eps: float, saved: tuple[Any, ...], g: Any) -> tuple[Array, Array]:
+    # From x and a number for each vector; JAX's own derivative keeps three arrays like x.
+    x, scale, shrink = saved
+    unit, g = x.astype(jnp.float32) * shrink, g.astype(jnp.float32)
+    by_unit = g * scale.astype(jnp.float32)
+    dx = shrink * (by_unit - unit * jnp.mean(by_unit * unit, -1, keepdims=True))
+    return dx.astype(x.dtype), (g * unit).sum(range(g.ndim - 1)).astype(scale.dtype)
+
+
+_normalise = jax.custom_vjp(lambda *inputs: _normalise_forward(*inputs)[0], nondiff_argnums=(0,))
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class SwiGLU(nnx.Module):
@@ -150,16 +206,47 @@ class SwiGLU(nnx.Module):
         self.down = weight(rngs, hidden, mlp=hidden, embed=dim)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = self.project(x)
-        h = jax.nn.silu(gate) * up
-        return project("btf,fd->btd", constrain(h, "batch", "length", "mlp"), self.down[...])
+        return _gated(self.project(x), self.down[...])
 
-    def project(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T F"], ...]:
+    def project(
+        self, x: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T F"], ...] | Float[Array, "B T _"]:
         """The gate's input and the values; in one product where `SelfAttention.project` has one."""
         gate, up = self.gate[...], self.up[...]
         if not alone():
             return project("btd,df->btf", x, gate), project("btd,df->btf", x, up)
-        return tuple(jnp.unstack(project("btd,dgf->btgf", x, jnp.stack([gate, up], 1)), axis=2))
+        return project_at_once(x, gate, up)
+
+
+Pair = Any  # an array or two: the gate's input and the values; in an array one after the other
+
+
+def _parts(pair: Pair) -> tuple[Any, Any]:
+    gate, up = pair if isinstance(pair, tuple) else jnp.split(pair, 2, -1)
+    return gate, up
+
+
+def _gated_forward(pair: Pair, down: Any) -> tuple[Array, tuple[Pair, Any]]:
+    gate, up = _parts(pair)
+    h = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
+    return h @ down.astype(h.dtype), (pair, down)
+
+
+def _gated_backward(saved: tuple[Pair, Any], g: Any) -> tuple[Pair, Array]:
+    # From the projections alone; JAX's own derivative keeps six more arrays as large as one.
+    pair, down = saved
+    gate, up = _parts(pair)
+    share = jax.nn.sigmoid(gate)
+    passed = gate * share
+    h = constrain(passed * up, "batch", "length", "mlp")
+    slope = constrain(g @ down.T.astype(g.dtype), "batch", "length", "mlp")
+    by_down = by_weights(h, g, down.dtype)
+    slopes = slope * up * (share + passed * (1 - share)), slope * passed
+    return slopes if isinstance(pair, tuple) else jnp.concatenate(slopes, -1), by_down
+
+
+_gated = jax.custom_vjp(lambda pair, down: _gated_forward(pair, down)[0])
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 REMAT: dict[str, Callable[..., Any] | None] = {

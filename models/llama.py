@@ -14,10 +14,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError
-from jscale.mesh import constrain
+from jscale.mesh import Chosen, constrain
 from jscale.models.attention import Heads, SelfAttention
 from jscale.models.decoder import Context, KeysValues, Output, context_of
 from jscale.models.layers import Embed, RMSNorm, Stack, SwiGLU, Unembed, check_remat
+from jscale.models.sequence import Order, exchange_of
+from jscale.pallas_kernels.attention import CAUSAL
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,15 @@ class Network(nnx.Module):
         segments: Int[Array, "B T"] | None = None,
         cache: KeysValues | None = None,
     ) -> Output:
-        x = self.embed(tokens)
-        x, (reports, cache) = self.blocks(x, context_of(tokens, positions, segments), cache)
-        return Output(self.norm(x), reports, cache)
+        chosen = self.exchange(tokens.shape[1]) if cache is None else None
+        order = Order.under(CAUSAL, tokens.shape[1], chosen)
+        tokens, context = order.apply(tokens, context_of(tokens, positions, segments))
+        x, (reports, cache) = self.blocks(self.embed(tokens), context, cache)
+        return Output(order.undo(self.norm(x)), reports, cache)
+
+    def exchange(self, length: int) -> Chosen | None:
+        """What attention exchanges under the current layout; None where devices have whole rows."""
+        return exchange_of(length, self.c.heads, self.c.kv_heads)
 
     @jax.named_scope("unembed")
     def unembed(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -1,7 +1,9 @@
 """Implementations of an operation, and who of them computes a call."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +23,8 @@ class Implementation:
             call is the operation's own description of shapes, dtypes and options.
         platforms: where it runs; a kernel runs interpreted everywhere.
         kernel: whether it is written for one device's arrays, so that no partitioner can split it.
+        loops: whether its loops start from plain zeros, which a `shard_map` that checks what varies
+            would refuse as it refuses kernels.
         proven: whether it was run and checked on a real chip, or by an interpreter that is exact.
             What is not proven is never chosen, only taken by name.
     """
@@ -29,6 +33,7 @@ class Implementation:
     refuses: Callable[[Any], str | None] = lambda call: None
     platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
     kernel: bool = False
+    loops: bool = False
     proven: bool = True
 
     def obstacle(self, call: Any, where: Device) -> str | None:
@@ -37,7 +42,25 @@ class Implementation:
             return f"runs on {' and '.join(self.platforms)} only, not on {where.platform}"
         if self.kernel and where.whole:
             return "runs inside shard_map only, where arrays are split over devices"
+        if (self.kernel or self.loops) and where.checked:
+            return "runs in a shard_map with check_vma=False only, as jscale.mesh.per_shard makes"
         return self.refuses(call)
+
+
+_instead: ContextVar[Mapping[str, Implementation] | None] = ContextVar("instead", default=None)
+
+
+@contextmanager
+def instead(others: Mapping[str, Implementation]) -> Iterator[None]:
+    """Let others, by the names of operations, compute what is traced inside and names nobody.
+
+    For comparing them within a whole model. jit does not see it: trace inside.
+    """
+    token = _instead.set(others)
+    try:
+        yield
+    finally:
+        _instead.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +81,13 @@ class Operation:
         What was chosen, and why, is logged once for each call and device.
 
         Raises:
-            ConfigError: an unknown name, or a named implementation that cannot compute the call.
+            ConfigError: an unknown name, a named implementation that cannot compute the call, or a
+                `shard_map` around that no implementation can be in.
         """
         where = device()
+        other = (_instead.get() or {}).get(self.name)
+        if named is None and other is not None:
+            return other
         if named is None:
             return self.implementations[_choose(self, call, where)]
         if named not in self.implementations:
@@ -85,4 +112,6 @@ def _choose(operation: Operation, call: Any, where: Device) -> str:
             )
             return name
         passed.append((name, obstacle))
+    if where.checked:
+        raise ConfigError(f"{operation.name}: {passed[-1][0]!r} {passed[-1][1]}")
     raise AssertionError(f"{operation.name}: nothing computes {call}: {passed}")

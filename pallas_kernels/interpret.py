@@ -6,19 +6,23 @@ from contextvars import ContextVar
 from typing import Any
 
 _interpreted: ContextVar[bool] = ContextVar("interpreted", default=False)
+_memory: ContextVar[bool] = ContextVar("memory", default=True)
 
 
 @contextmanager
-def interpreted() -> Iterator[None]:
+def interpreted(memory: bool = True) -> Iterator[None]:
     """Run every kernel traced inside step by step, on any device.
 
-    jit does not see it: trace inside, or a program traced outside is used again.
+    The memory of a TPU is played as well, by callbacks, which rematerialisation does not take:
+    `memory=False` leaves that out. jit does not see it: trace inside, or a program traced outside
+    is used again.
     """
-    token = _interpreted.set(True)
+    tokens = _interpreted.set(True), _memory.set(memory)
     try:
         yield
     finally:
-        _interpreted.reset(token)
+        _interpreted.reset(tokens[0])
+        _memory.reset(tokens[1])
 
 
 def active() -> bool:
@@ -29,10 +33,11 @@ def active() -> bool:
 def tpu() -> Any:
     """What a TPU kernel's `pallas_call` takes as `interpret`.
 
-    Interpreted, memory that nobody wrote holds NaN, and copies that race raise.
+    Interpreted, memory that nobody wrote holds NaN, and copies that race raise; before JAX 0.12
+    that is only printed.
     """
-    if not active():
-        return False
+    if not active() or not _memory.get():
+        return active()
     from jax.experimental.pallas import tpu as pltpu
 
     return pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
@@ -41,3 +46,12 @@ def tpu() -> Any:
 def gpu() -> bool:
     """What a GPU kernel's `pallas_call` takes as `interpret`; unwritten outputs hold NaN."""
     return active()
+
+
+def mosaic_gpu() -> Any:
+    """What a Mosaic-GPU kernel takes as `interpret`; unwritten memory holds NaN."""
+    if not active():
+        return False
+    from jax._src.pallas.mosaic_gpu.interpret import params  # public from JAX 0.12 on
+
+    return params.InterpretGPUParams(uninitialized_memory="nan")

@@ -7,10 +7,12 @@
 #     @settings(deadline=None, max_examples=15)
 #     @given(cases(head=st.just(64), cap=st.none()))  # fields of Case that a backend restricts
 #     def test_the_grid(case):
-#         with interpreted():
+#         with watched():
 #             agree(case, run)  # the backend's own function, or a name of an implementation
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from jscale.pallas_kernels.attention import CAUSAL, FULL, Mask, Places, Scores, attention_with_lse
 from jscale.pallas_kernels.attention.choice import with_sinks
 from jscale.pallas_kernels.attention.reference import LEAST
+from jscale.pallas_kernels.interpret import interpreted
 
 LIMIT = {"float32": 1e-5, "bfloat16": 1e-2}  # relative Frobenius error
 QUICK = {"xla_backend_optimization_level": 0}  # small programs: compiling them is what takes time
@@ -132,6 +135,19 @@ def cases(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
         segments=st.booleans(),
     )
     return st.builds(Case, **(drawn | fields))
+
+
+@contextmanager
+def watched(memory: bool = True) -> Iterator[None]:
+    """Kernels inside are `interpreted`, and copies that race fail: JAX 0.10 only prints that.
+
+    Raises:
+        AssertionError: at the end, with what was printed of a race.
+    """
+    told = io.StringIO()
+    with interpreted(memory), redirect_stdout(told):
+        yield
+    assert "RACE" not in told.getvalue(), told.getvalue()
 
 
 def frobenius(a: Any, b: Any) -> float:

@@ -47,7 +47,7 @@ def sources() -> set[str]:
     found = set()
     for folder, _, names in os.walk(ROOT / "jscale", followlinks=True):
         paths = [(Path(folder) / name).relative_to(ROOT) for name in names]
-        kinds = (".py", ".css", ".js")  # the latter two go into pages
+        kinds = (".py", ".css", ".js", ".json")  # the latter three are data and parts of pages
         found |= {str(path) for path in paths if path.suffix in kinds or path.name == "py.typed"}
     return found
 

@@ -17,6 +17,7 @@ from jscale.evaluation.boundary import encode_continuations
 from jscale.evaluation.greedy_match import continue_greedily, cut
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import Result
+from jscale.generate import UNKNOWN
 from jscale.score import likeliest, score
 
 NO_NUMBERS = "the model's logits are not numbers, of which the harness would count some as right"
@@ -125,7 +126,7 @@ class Answers:
         for row, values, choice, pair in zip(rows, scored, greedy, found, strict=True):
             part = slice(pair.start - 1, None)
             total = float(values[part].astype(np.float64).sum())
-            if np.isnan(total):
+            if np.isnan(total) or UNKNOWN in choice[part]:
                 raise NumericError(NO_NUMBERS)
             out.append((total, choice[part].tolist() == list(row[pair.start :])))
         return out
@@ -144,6 +145,8 @@ class Answers:
             parts = [
                 float(x[-n:].astype(np.float64).sum()) for x, n in zip(found, new, strict=True)
             ]
+            if np.isnan(sum(parts)):
+                raise NumericError(NO_NUMBERS)
             out.append(sum(parts))
         return out
 

@@ -5,7 +5,6 @@ by `Pending` from device arrays without stalling the step.
 """
 
 from jscale.metrics.fetch import Pending
-from jscale.metrics.flops import attention_span, train_flops_per_token
 from jscale.metrics.jsonl import Jsonl, Line, read_lines
 from jscale.metrics.logging import Logging
 from jscale.metrics.peak import Peak, find_peak, known_peak, measured_peak
@@ -29,10 +28,8 @@ __all__ = [
     "WandB",
     "Writer",
     "Writers",
-    "attention_span",
     "find_peak",
     "known_peak",
     "measured_peak",
     "read_lines",
-    "train_flops_per_token",
 ]

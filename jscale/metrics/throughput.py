@@ -26,7 +26,7 @@ class Throughput:
     a loop which runs ahead of its devices is measured by the pace at which they take its steps.
 
     Args:
-        flops_per_token: model FLOPs to train on one token (`train_flops_per_token`).
+        flops_per_token: model FLOPs to train on one token (`jscale.flops`).
         peak: FLOP/s of all devices of the run together.
         window: steps to average over.
         clock: seconds, never going back.

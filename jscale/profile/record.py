@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import jax
 from jaxtyping import PyTree
 
 from jscale import train
-from jscale.compiled import Compilation, Compiled
-from jscale.errors import ConfigError
+from jscale.compiled import Compilation, Compiled, short
+from jscale.errors import CheckpointError, ConfigError
 from jscale.metrics.fetch import Pending
 from jscale.profile.summary import Timing
+from jscale.run.runfolder import writing
 
 WARM = 3  # steps before the trace begins: caches fill, threads and queues start
 LEFT_BY_US = {"plugins", "profile.json", "step.hlo.txt"}
@@ -59,9 +61,12 @@ def record(
 
     Raises:
         ConfigError: fewer than one step, or the folder holds other things.
+        CheckpointError: the trace cannot be written.
     """
     check_steps(steps)
     check_folder(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     told: list[Compilation] = []
     batch = next(batches)
     program = Compiled(train.make_step(task), told.append).compile(state, batch)
@@ -71,9 +76,28 @@ def record(
     jax.block_until_ready(state)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # of every Python call: it would slow the host that is measured
-    with jax.profiler.trace(str(folder), create_perfetto_trace=True, profiler_options=options):
+    jax.profiler.start_trace(str(folder), create_perfetto_trace=True, profiler_options=options)
+    try:
         seconds, waited = _steps(program, state, batches, steps)
+    finally:
+        with _writing_trace(folder):
+            jax.profiler.stop_trace()
     return Recording(program, Timing(steps, seconds, waited, told[0].seconds), folder)
+
+
+@contextmanager
+def _writing_trace(folder: Path) -> Iterator[None]:
+    """A block in which the profiler writes; what it cannot write becomes a sentence.
+
+    Raises:
+        CheckpointError: there is no room or no permission.
+    """
+    try:
+        with writing(folder):
+            yield
+    except jax.errors.JaxRuntimeError as error:
+        why = short(str(error))
+        raise CheckpointError(f"the trace cannot be written into {folder}: {why}") from error
 
 
 def _steps(

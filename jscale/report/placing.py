@@ -1,7 +1,7 @@
 """The mesh and every parameter on it, from what `jscale.explain.as_data` wrote."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,7 @@ class Placed:
     parameters: tuple[Alike, ...]
     bytes_per_device: Mapping[str, int]
     replicated: tuple[str, ...]
+    processes: tuple[int, ...] = ()  # of each device, in the mesh's order, where that is known
 
     @cached_property
     def devices(self) -> Devices:
@@ -100,6 +101,7 @@ def placed(data: Mapping[str, Any]) -> Placed:
             tuple(Alike(tuple(names), *key) for key, names in groups.items()),
             {str(part): int(size) for part, size in data["bytes_per_device"].items()},
             tuple(map(str, data["replicated"])),
+            tuple(int(process) for process in data.get("processes", ())),
         )
     except (
         LookupError,
@@ -129,8 +131,29 @@ def mesh_words(where: Placed) -> Markup:
     many = where.devices.ids.size
     if many == 1:
         return element("p", element("strong", "One device"), f", {where.reason}.")
-    words = f" on {many:,} devices, {where.reason}{idle}."
+    words = f" on {many:,} devices, {where.reason}{idle}.{process_words(where.processes)}"
     return element("p", element("strong", where.devices.words), words)
+
+
+def process_words(processes: Sequence[int]) -> str:
+    """Which devices each of several processes has.
+
+    >>> process_words([0, 0, 1, 1, 0])
+    ' Process 0 has device(s) 0–1, 4; process 1 has device(s) 2–3.'
+    """
+    spans: dict[int, list[list[int]]] = {}
+    for device, process in enumerate(processes):
+        mine = spans.setdefault(process, [])
+        if mine and mine[-1][-1] == device - 1:
+            mine[-1] = [mine[-1][0], device]
+        else:
+            mine.append([device])
+    if len(spans) < 2:
+        return ""
+    ranges = {p: ", ".join("–".join(map(str, span)) for span in spans[p]) for p in sorted(spans)}
+    told = [f"process {p} has device(s) {devices}" for p, devices in ranges.items()]
+    rest = [f"and so on, {len(told)} in all"] if len(told) > LINES else []
+    return f" P{'; '.join([*told[:LINES], *rest])[1:]}."
 
 
 def parameter_list(where: Placed, only: set[str] | None = None) -> list[Markup]:

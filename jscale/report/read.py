@@ -114,6 +114,8 @@ def read_run(folder: Path) -> Account:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
+    if not (folder / "recipe.json").exists() and mapping(folder / "lock"):
+        raise CheckpointError(f"the run in {folder} has only begun: there is nothing to report yet")
     if not (folder / "recipe.json").is_file():
         raise CheckpointError(f"{folder} is not the folder of a run: it has no recipe.json")
     recipe = mapping(folder / "recipe.json")

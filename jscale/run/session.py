@@ -105,7 +105,8 @@ class Session:
         atomic_write(self.folder.recipe, json.dumps(to_data(self.recipe), indent=2) + "\n")
         with writing(self.folder.path):
             self.corpus.tokenizer.save(self.folder.path)
-        layout = as_data(explain_task(self.task, self.choice))
+        processes = [device.process_index for device in self.mesh.devices.flat]
+        layout = {**as_data(explain_task(self.task, self.choice)), "processes": processes}
         atomic_write(self.folder.layout, json.dumps(layout, indent=1) + "\n")
         about = {
             **environment(),

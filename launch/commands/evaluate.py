@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     quiet()
     from jscale.evaluation.examination import open_tasks
 
+    out = Path(options.out) if options.out else None
+    if out:
+        check_writable(out)
     asked = [task_from(text) for text in options.task]
     if options.lm_eval:
         from jscale.evaluation.harness import installed
@@ -41,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.lm_eval:
         results |= harness_results(run, options)
     show(run.step, means, results, as_json=options.json)  # before a full disk ends it
-    if options.out:
-        write_predictions(Path(options.out), results)
+    if out:
+        write_predictions(out, results)
     return 0
 
 
@@ -146,13 +150,37 @@ def harness_results(run: "Run", options: argparse.Namespace) -> "dict[str, Resul
 
 def write_predictions(path: Path, results: "Mapping[str, Result]") -> None:
     """One JSON object a question, with the task that it is of."""
+    from jscale.metrics.jsonl import json_value
+
+    write = partial(json.dumps, ensure_ascii=False, allow_nan=False, default=str)
     lines = [
-        json.dumps({"task": title, **prediction}, ensure_ascii=False, default=str) + "\n"
+        write({"task": title, **json_value(prediction)}) + "\n"
         for title, result in results.items()
         for prediction in result.predictions
     ]
-    try:
+    with writing_out(path):
         path.write_text("".join(lines), encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """See, before any work, that there is a place for the predictions; what is there is kept.
+
+    Raises:
+        ConfigError: they cannot be written.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return  # a pipe, to be opened once
+    new = not path.exists()
+    with writing_out(path):
+        path.open("ab").close()
+        if new:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def writing_out(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror}") from error
 

@@ -59,6 +59,8 @@ def measure(recipe: Any, steps: int, folder: Path) -> "Profile":
     from jscale.run.session import open_corpus
 
     task = task_of(recipe, real_mesh(recipe)[0])
+    with writing(folder):  # found before any work
+        folder.mkdir(parents=True, exist_ok=True)
     corpus = open_corpus(recipe, None)
     where = train.sharding_of(task.layout)
     with feed(corpus.train, 0, where, workers=recipe.data.workers) as batches:

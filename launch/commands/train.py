@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,16 @@ def main(arguments: Sequence[str]) -> int:
     die_with_launcher(os.environ)
     place = place_in(os.environ)
     quiet()
-    from jscale.launch.second_signal import second_signal_ends
     from jscale.mesh import simulate
     from jscale.run.peers import is_lost_peer
-    from jscale.signals import Interrupted, Signals, Stopped, abandoned
+    from jscale.signals import Interrupted, Signals, Stopped
 
+    hear_signals()
+    resolved = recipe_from(options)
     signals = Signals()
-    with second_signal_ends(), signals:
+    with signals:
         try:
             with signals.at_once():
-                hear_signals()
-                resolved = recipe_from(options)
                 if options.devices is not None:
                     simulate(check_devices(options.devices))
                 if options.dry_run:
@@ -49,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             print(stop, flush=True)
             if isinstance(stop, Stopped) and stop.step is not None:  # as all processes do
                 leave()
-            return exit_now(stop.status) if abandoned() else stop.status
+            return stop.status
         except Exception as error:
             if not is_lost_peer(error):
                 raise
@@ -135,10 +133,3 @@ def train(resolved: Resolved, folder: Path) -> int:
             trained = trainer.step - begun
             say_goodbye(trainer, folder, progress.note, trained=trained, shipped=shipped)
     return 0
-
-
-def exit_now(status: int) -> int:
-    """End here, though native code is still busy with what was abandoned."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -35,9 +35,9 @@ from jscale.pallas_kernels.attention.tpu_tiles import (
     scores_in,
     seen_in,
     tables,
-    tiles,
     visit,
 )
+from jscale.pallas_kernels.attention.tuned import TPU, Extent
 from jscale.pallas_kernels.device import device
 
 
@@ -52,7 +52,7 @@ def flash(
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
     """As `reference`, by kernels for TPU; sums in float32, products in `q`'s dtype."""
     (T, _, H), (S, V) = q.shape[1:], (k.shape[1], v.shape[-1])
-    size = size or tiles(device().kind, H, V, T, S, q.dtype.itemsize)
+    size = size or TPU.of(device().kind, Extent(T, S, H, V, str(q.dtype)))
     problem = Problem(mask, scores.of(H), scores.cap, size, T, S)
     heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
     out, lse = _attend(problem, *heads_first, scores.bias, scores.slopes, places)
@@ -97,9 +97,7 @@ def forward(
             jax.ShapeDtypeStruct((B, N, T, V), q.dtype),
             jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-        ),
+        compiler_params=tpu_backward._parallel(3, 4),
         interpret=interpret.tpu(),
         name="attention_forward",
     )(known, read.arrays)

@@ -49,6 +49,8 @@ def backward(
 
 def _parallel(count: int, of: int) -> pltpu.CompilerParams:
     """Grid axes of which the first so many may go to different cores."""
+    if interpret.active():  # the interpreter would have to be told of the axes of vmap too
+        return pltpu.CompilerParams()
     return pltpu.CompilerParams(
         dimension_semantics=("parallel",) * count + ("arbitrary",) * (of - count)
     )

@@ -40,11 +40,20 @@ def tiles(kind: str, head: int, value: int, queries: int, keys: int, width: int)
     of the keys, longer tiles mean fewer corrections of the running sum. A v4 has 16 MiB of VMEM
     for each core in all, so that the compiler's own needs must fit as well: it is given half.
     """
-    room = VMEM // 2 if kind == "TPU v4" else VMEM
     size = Tiles(512, 512)
-    while needs(size, head, value, width) > room and size.keys > LANES:
+    while needs(size, head, value, width) > room(kind) and size.keys > LANES:
         t, s = size
         size = Tiles(t // 2, s) if t == s else Tiles(t, s // 2)
+    return cut(size, queries, keys)
+
+
+def room(kind: str) -> int:
+    """Bytes of VMEM that tiles may take on a chip."""
+    return VMEM // 2 if kind == "TPU v4" else VMEM
+
+
+def cut(size: Tiles, queries: int, keys: int) -> Tiles:
+    """Tiles that are no longer than the lengths, filled up to whole registers."""
     whole = lambda most, length: min(most, -(-length // LANES) * LANES)
     return Tiles(whole(size.queries, queries), whole(size.keys, keys))
 

@@ -8,7 +8,7 @@ Inside, where all is seen, no mask is computed.
 # B batch, T query length, S key length, N heads, K key/value heads, H head size, V value size.
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,34 +47,10 @@ from jscale.pallas_kernels.attention.triton_tiles import (
     wide,
     write,
 )
-
-
-class Sizes(NamedTuple):
-    """Tiles of the forward pass, of the gradient of q, and of those of k and v."""
-
-    forward: Tiles
-    queries: Tiles
-    keys: Tiles
-
+from jscale.pallas_kernels.attention.tuned import TRITON, Extent, Sizes
+from jscale.pallas_kernels.device import device
 
 MOST = 65_535  # programs along the second axis of a grid
-
-
-def sizes(dtype: str, head: int) -> Sizes:
-    """Tiles by the size of heads, reasoned from registers and not yet measured.
-
-    A thread has 255 registers. A tile of 128 × 128 sums in float32 takes 64 of 8 warps, 128 of 4;
-    the gradients of k and v are two such sums, hence 8 warps there. Float32 products are made
-    without tensor cores and hold their factors in registers as well.
-    """
-    if dtype == "float32":
-        small = Tiles(32, 32) if head <= 128 else Tiles(16, 16)
-        return Sizes(small, small, small)
-    if head <= 64:
-        return Sizes(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2))
-    if head <= 128:
-        return Sizes(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2))
-    return Sizes(Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 2), Tiles(32, 64, 8, 2))
 
 
 def triton(
@@ -90,7 +66,7 @@ def triton(
     (B, T, N, H), (S, K), V = q.shape, k.shape[1:3], v.shape[-1]
     scale = float(scores.of(H))
     problem = Problem(B, T, S, N, K, H, V, mask, scale, scores.cap, interpret.gpu())
-    size = size or sizes(str(q.dtype), max(wide(H), wide(V)))
+    size = size or TRITON.of(device().kind, Extent(T, S, H, V, str(q.dtype)))
     size = Sizes(*(tiles.of(T, S) for tiles in size))
     slopes = None if scores.slopes is None else scores.slopes.astype(jnp.float32)
     out, lse = _attend(problem, size, q, k, v, scores.bias, Given(places, slopes))

@@ -29,15 +29,21 @@ class Tiles:
         return -(-queries // self.queries) * self.queries, -(-keys // self.keys) * self.keys
 
 
-def tiles(queries: int, keys: int) -> Tiles:
-    """Sizes that were fastest on CPU: up to 128 for short sequences, 256 from 2,048 on."""
-    most = 128 if max(queries, keys) < 2048 else 256
+def tiles(queries: int, keys: int, most: Tiles | None = None) -> Tiles:
+    """Sizes of at most `most`; by default those that were fastest on CPU, `rule`."""
+    most = most or rule(queries, keys)
 
-    def even(length: int) -> int:  # tiles of one size that add few places to the length
+    def even(length: int, most: int) -> int:  # tiles of one size that add few places to the length
         count = -(-length // most)
         return -(-length // (8 * count)) * 8
 
-    return Tiles(even(queries), even(keys))
+    return Tiles(even(queries, most.queries), even(keys, most.keys))
+
+
+def rule(queries: int, keys: int) -> Tiles:
+    """128 for short sequences, 256 from 2,048 on."""
+    most = 128 if max(queries, keys) < 2048 else 256
+    return Tiles(most, most)
 
 
 class Visits(NamedTuple):

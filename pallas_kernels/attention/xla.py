@@ -21,7 +21,9 @@ from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
-from jscale.pallas_kernels.attention.visits import Tiles, Visits, allowed, away, fill, look, tiles
+from jscale.pallas_kernels.attention.tuned import XLA, Extent
+from jscale.pallas_kernels.attention.visits import Tiles, Visits, allowed, away, fill, look
+from jscale.pallas_kernels.device import device
 
 
 class Kind(NamedTuple):
@@ -56,7 +58,7 @@ def blockwise(
     (B, T, N, H), (S, K), V = q.shape, k.shape[1:3], v.shape[-1]
     if 0 in (B, T, N, S):
         return jnp.zeros((B, T, N, V), q.dtype), jnp.full((B, T, N), LEAST)
-    size = size or tiles(T, S)
+    size = size or XLA.of(device().kind, Extent(T, S, H, V, str(q.dtype)))
     whole = size.whole(T, S)
     heads_first = lambda x, length: fill(x.swapaxes(1, 2), length, 2)
     grouped = heads_first(q, whole[0]).reshape(B, K, N // K, whole[0], H)

@@ -34,7 +34,7 @@ class AllToAll:
     within: Gather | Ring | None = None
 
     def __post_init__(self) -> None:
-        if self.within is not None and self.within.axis == self.axis:
+        if self.within is not None and self.axis in self.within.axes:
             raise ConfigError(
                 f"AllToAll and the {type(self.within).__name__} within it need axes of their own,"
                 f" not both {self.axis!r}"

@@ -25,12 +25,12 @@ class Gather:
     Source: Llama Team 2024, arXiv 2407.21783, section 3.3.2.
     """
 
-    axis: str
+    axis: str | tuple[str, ...]
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes over which the sequence is split, in its order."""
-        return (self.axis,)
+        return (self.axis,) if isinstance(self.axis, str) else self.axis
 
     def attend(
         self,

@@ -19,8 +19,8 @@ def positions_matter(mask: Mask, scores: Scores) -> bool:
     return mask != FULL or scores.slopes is not None
 
 
-def own_positions(rows: int, length: int, axis: str) -> Int[Array, "B T"]:
-    """Positions of this device's part of a sequence that is split in its order over an axis."""
+def own_positions(rows: int, length: int, axis: str | tuple[str, ...]) -> Int[Array, "B T"]:
+    """Positions of this device's part of a sequence that is split in its order over mesh axes."""
     return jnp.broadcast_to(lax.axis_index(axis) * length + jnp.arange(length), (rows, length))
 
 

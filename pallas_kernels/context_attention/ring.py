@@ -40,12 +40,12 @@ class Ring:
     Source: Liu et al. 2023, arXiv 2310.01889; zig-zag: Brandon et al. 2023, arXiv 2311.09431.
     """
 
-    axis: str
+    axis: str | tuple[str, ...]
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The mesh axes over which the sequence is split, in its order."""
-        return (self.axis,)
+        return (self.axis,) if isinstance(self.axis, str) else self.axis
 
     def attend(
         self,
@@ -66,19 +66,25 @@ class Ring:
         elif positions is None:
             mine = own_positions(q.shape[0], q.shape[1], self.axis)
             positions = mine, mine
-        rule = Rule(self.axis, mask, scores.scale, scores.cap, ordered, implementation)
+        spread = places.positions is not None
+        rule = Rule(self.axis, mask, scores.scale, scores.cap, ordered, spread, implementation)
         mine, block = split(q, k, v, Places(positions, places.segments))
         return _round(rule, scores.slopes, mine, block)
 
 
 class Rule(NamedTuple):
-    """What is known while tracing; `ordered` if parts follow each other, seen by distance only."""
+    """What is known while tracing.
 
-    axis: str
+    `ordered`: parts follow each other, and are seen by distance only. `spread`: positions were
+    given, so that a part need not be of one piece.
+    """
+
+    axis: str | tuple[str, ...]
     mask: Mask
     scale: float | None
     cap: float | None
     ordered: bool
+    spread: bool
     implementation: str | None
 
 
@@ -124,9 +130,13 @@ def over(rule: Rule, slopes: Array | None, mine: Mine, block: Block, own: bool) 
 
 
 def seen(rule: Rule, mine: Mine, block: Block) -> Any:
-    """False only where none of the device's queries sees any key of the block."""
+    """False only where none of the device's queries sees any key of the block.
+
+    Of parts with positions of their own, as in zig-zag, hardly any is unseen: there it is the tiles
+    within that are skipped, and no branch keeps more arrays alive.
+    """
     found = True
-    if mine.positions is not None:
+    if mine.positions is not None and not rule.spread:
         here, there = mine.positions, block.positions
         found &= rule.mask.some(here.min(), here.max(), there.min(), there.max())
     if mine.segments is not None:
@@ -135,7 +145,12 @@ def seen(rule: Rule, mine: Mine, block: Block) -> Any:
     return found
 
 
-def onward(tree: Any, axis: str) -> Any:
+def when(found: Any, more: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """`more()` if found, which may be known while tracing."""
+    return more() if found is True else lax.cond(found, more, otherwise)
+
+
+def onward(tree: Any, axis: str | tuple[str, ...]) -> Any:
     """The arrays of the device before, on the way round."""
     ways = lax.axis_size(axis)
     hops = [(i, (i + 1) % ways) for i in range(ways)]
@@ -149,7 +164,7 @@ def forward(rule: Rule, slopes: Array | None, mine: Mine, block: Block) -> Resul
     def visit(total: Result, block: Block) -> Result:
         attend = over(rule, slopes, mine, block, own=False)
         more = lambda: merge(total, attend(mine.q, block.k, block.v))
-        return lax.cond(seen(rule, mine, block), more, lambda: total)
+        return when(seen(rule, mine, block), more, lambda: total)
 
     def step(carry: tuple[Result, Block], _: None) -> tuple[tuple[Result, Block], None]:
         total, block = carry
@@ -179,7 +194,7 @@ def backward(rule: Rule, saved: tuple[Any, ...], given: Result) -> tuple[None, M
         attend = over(rule, slopes, mine, block, own=False)
         more = lambda: of(attend, mine.q, block.k, block.v)
         zeros = lambda: tuple(map(jnp.zeros_like, (mine.q, block.k, block.v)))
-        return lax.cond(seen(rule, mine, block), more, zeros)
+        return when(seen(rule, mine, block), more, zeros)
 
     def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
         dq, sums, block = carry

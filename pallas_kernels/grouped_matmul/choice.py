@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.device import Device
+from jscale.pallas_kernels.grouped_matmul import tpu, triton
 from jscale.pallas_kernels.grouped_matmul.reference import reference
 from jscale.pallas_kernels.grouped_matmul.xla import by_blocks
 from jscale.pallas_kernels.implementation import Implementation, Operation
@@ -23,11 +24,13 @@ class Call(NamedTuple):
     outer: int
     groups: int
     dtype: str
+    weights: str
     gathered: bool = False
 
     def __str__(self) -> str:
         taken = "gathered rows" if self.gathered else "rows"
-        return f"{self.rows} {taken} by {self.groups} of {self.inner}×{self.outer}, {self.dtype}"
+        dtypes = self.dtype if self.dtype == self.weights else f"{self.dtype} by {self.weights}"
+        return f"{self.rows} {taken} by {self.groups} of {self.inner}×{self.outer}, {dtypes}"
 
 
 def grouped_matmul(
@@ -42,7 +45,8 @@ def grouped_matmul(
 
     Groups follow one another: the first `sizes[0]` rows are of group 0, and so on; sizes may be 0
     or all, and their sum at most M. Rows after the last group give 0 and are never read. Without
-    `rows`, they are those of x in order (M = R). The result is in x's dtype, w's gradient in w's.
+    `rows`, they are those of x in order (M = R); with them, which must be of x where they are of a
+    group, x's gradient is summed in float32. The result is in x's dtype, w's gradient in w's.
     Source: Gale et al. 2022, MegaBlocks, arXiv 2211.15841.
 
     Raises:
@@ -51,7 +55,7 @@ def grouped_matmul(
     _check(x, w, sizes, rows)
     M = x.shape[0] if rows is None else rows.shape[0]
     E, D, F = w.shape
-    call = Call(M, D, F, E, str(x.dtype), rows is not None)
+    call = Call(M, D, F, E, str(x.dtype), str(w.dtype), rows is not None)
     return OPERATION.pick(call, implementation).run(x, w, sizes, rows)
 
 
@@ -61,6 +65,9 @@ def _check(x: Array, w: Array, sizes: Array, rows: Array | None) -> None:
             f"grouped_matmul: x {x.shape} and w {w.shape} do not fit: [R, D] and [E, D, F] are"
             " wanted"
         )
+    for name, given in (("x", x), ("w", w)):
+        if not jnp.issubdtype(given.dtype, jnp.floating):
+            raise ConfigError(f"grouped_matmul: {name} must be real numbers, not {given.dtype}")
     for name, given, wanted in (("sizes", sizes, (w.shape[0],)), ("rows", rows, None)):
         if given is None:
             continue
@@ -73,11 +80,21 @@ def _check(x: Array, w: Array, sizes: Array, rows: Array | None) -> None:
 
 def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
     """Whom to try, best first, and why."""
-    return [("xla", "groups filled up to blocks are one batched product")]
+    plain = ("xla", "groups filled up to blocks are one batched product")
+    if device.platform == "tpu":
+        return [("tpu", "tiles of rows meet their groups' matrices in vector memory"), plain]
+    if device.platform == "gpu":
+        return [("triton", "rows are taken where they are multiplied"), plain]
+    return [plain]
 
 
 OPERATION = Operation(
     "grouped matmul",
-    {"reference": Implementation(reference), "xla": Implementation(by_blocks)},
+    {
+        "reference": Implementation(reference),
+        "xla": Implementation(by_blocks, loops=True),
+        "tpu": Implementation(tpu.kernel, tpu.refuses, platforms=("tpu",), kernel=True),
+        "triton": Implementation(triton.kernel, triton.refuses, platforms=("gpu",), kernel=True),
+    },
     preferred,
 )

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jscale.pallas_kernels.grouped_matmul.reference import group_of
+from jscale.pallas_kernels.grouped_matmul.rows import given_back, taken
 
 WEIGHTS = 2**26  # bytes of matrices that are copied out, one for each block, at a time
 product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -55,11 +56,6 @@ def lay_out(sizes: Int[Array, " E"], rows: int, b: int) -> Blocks:
     own = jnp.minimum(mine, E - 1)
     slot = first_block[own] * b + jnp.arange(rows) - first_row[own]
     return Blocks(source, group, jnp.where(mine < E, slot, most * b))
-
-
-def taken(x: Float[Array, "M D"], index: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows by index, 0 where the index is out of range."""
-    return x.at[index].get(mode="fill", fill_value=0)
 
 
 def by_blocks(
@@ -134,9 +130,7 @@ def _backward(saved: Any, by: Float[Array, "M F"]) -> tuple[Array, Array, None, 
     start = jnp.zeros(w.shape, jnp.float32)
     dw, dx = in_parts(w, blocks, multiply, start, index, blocks.source)
     dx = taken(dx.reshape(-1, w.shape[1]), blocks.slot)
-    if rows is not None:  # a row may have been taken several times
-        dx = jnp.zeros(x.shape, jnp.float32).at[rows].add(dx, mode="drop").astype(x.dtype)
-    return dx, dw.astype(w.dtype), None, None
+    return given_back(x, rows, dx), dw.astype(w.dtype), None, None
 
 
 _product.defvjp(_forward, _backward)

@@ -14,6 +14,8 @@ from jscale.pallas_kernels.device import Device
 from jscale.pallas_kernels.implementation import Implementation, Operation
 from jscale.pallas_kernels.retention.reference import reference
 from jscale.pallas_kernels.retention.tpu import kernel, unfit
+from jscale.pallas_kernels.retention.triton import triton
+from jscale.pallas_kernels.retention.triton import unfit as unfit_for_triton
 from jscale.pallas_kernels.retention.xla import chunked
 
 LEAST = -1e30  # the log of a decay of 0: 0 times −∞ is not a number
@@ -101,6 +103,8 @@ def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
     chunks = ("xla", "chunks are products of matrices, and hold no scores of the whole")
     if device.platform == "tpu":
         return [("tpu", "keeps the state on the chip from chunk to chunk"), chunks]
+    if device.platform == "gpu":
+        return [("triton", "keeps the state in registers from chunk to chunk"), chunks]
     return [chunks]
 
 
@@ -110,6 +114,7 @@ OPERATION = Operation(
         "reference": Implementation(reference),
         "xla": Implementation(chunked),
         "tpu": Implementation(kernel, unfit, platforms=("tpu",), kernel=True),
+        "triton": Implementation(triton, unfit_for_triton, platforms=("gpu",), kernel=True),
     },
     preferred,
 )

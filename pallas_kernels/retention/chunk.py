@@ -97,6 +97,7 @@ def backward(
 
 
 def product(a: Array, b: Array, i: int = 1, j: int = 0) -> Float[Array, "_ _"]:
-    """The sum over axis i of `a` and axis j of `b`, in float32."""
+    """The sum over axis i of `a` and axis j of `b`, in float32; float32 itself is not rounded."""
+    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
     axes = ((i,), (j,)), ((), ())
-    return lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, axes, precision=exact, preferred_element_type=jnp.float32)

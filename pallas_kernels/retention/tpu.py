@@ -134,6 +134,7 @@ def _call(body: Any, grid: tuple[int, ...], blocks: Any, outs: Any, shapes: Any,
         scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         interpret=interpret.tpu(),
+        name="retention" + body.func.__name__.removesuffix("_kernel"),
     )
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from ahead.machines import need
@@ -90,6 +93,25 @@ def test_whatever_jax_is_set_to_the_machine_is_compiled_for_and_nothing_else_is_
     assert done.returncode == 0, done.stderr
     assert "fits: " in done.stdout
     assert all(line.startswith("compiling") for line in done.stderr.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "said"),
+    [(signal.SIGINT, 130, "jscale: interrupted\n"), (signal.SIGTERM, 75, "jscale: terminated\n")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_signal_ends_it_at_once_and_libtpu_says_nothing(signum, status, said):
+    need("v5e-8")
+    words = ("-m", "jscale.launch.cli", "compile", "llama_8b", "--on", "v5e-256")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([sys.executable, *words], **pipes)  # it would take minutes
+    assert child.stderr is not None and "compiling" in child.stderr.readline()
+    while "libtpu" not in Path(f"/proc/{child.pid}/maps").read_text():
+        time.sleep(0.05)
+    child.send_signal(signum)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (status, "")
+    assert err.endswith(said) and len(err.splitlines()) <= 2, err
 
 
 def test_both_compilers_in_one_process_after_jax_has_started_without_them():

@@ -2,19 +2,23 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from close import LAYOUT
 from evaluation.subjects import subject
 
-from jscale.errors import ConfigError, DataError
+from jscale.errors import ConfigError, DataError, NumericError
 from jscale.evaluation import GreedyMatch, MultipleChoice
 from jscale.evaluation.greedy_match import continue_greedily
 from jscale.evaluation.harness import Answers, run_harness, stops_and_tokens, windows
-from jscale.score import score
+from jscale.generate import UNKNOWN
+from jscale.score import likeliest, score
+from jscale.text import continue_texts
 
 QUESTIONS = [
     {"prompt": f"{n} bottles", "choices": ["green", "red", "of glass"], "answer": n % 3}
@@ -129,7 +133,7 @@ class Asked(NamedTuple):
 def test_its_three_questions_are_answered(tmp_path: Path) -> None:
     who = subject(tmp_path)
     answers = Answers(who)
-    (likeliest,) = continue_greedily(who, who.tokenizer.encode_documents(["ab"]), 1) or [""]
+    (first,) = continue_greedily(who, who.tokenizer.encode_documents(["ab"]), 1)
     pairs = [("ab", "x"), ("ab", "longer than that"), ("b", "x")]
     found = answers.loglikelihood([Asked(pair) for pair in pairs])
     assert all(value < 0 for value, _ in found) and len(found) == 3
@@ -138,7 +142,7 @@ def test_its_three_questions_are_answered(tmp_path: Path) -> None:
     assert whole < short < 0 and answers.loglikelihood_rolling([Asked(("",))]) == [0.0]
     kwargs = {"until": ["\n"], "max_gen_toks": 4}
     texts = answers.generate_until([Asked(("ab", kwargs)), Asked(("ab", {"until": "\n"}))])
-    assert texts[1].startswith(texts[0]) and isinstance(likeliest, str)
+    assert texts[1].startswith(texts[0]) and isinstance(first, str)
     with pytest.raises(DataError, match="takes 206 tokens, more than the 128"):
         answers.loglikelihood([Asked(("a" * 200, "b" * 5))])
 
@@ -153,6 +157,26 @@ def test_greedy_continuations_are_told_from_others(tmp_path: Path) -> None:
     others = [(prompt, "x" if text != "x" else "y") for prompt, text in pairs]
     found = Answers(who).loglikelihood([Asked(pair) for pair in [*pairs, *others]])
     assert [greedy for _, greedy in found] == [True] * len(pairs) + [False] * len(others)
+
+
+def test_a_model_that_knows_no_number_answers_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The harness would count a NaN, which is no smaller than any other, as right."""
+    who = subject(tmp_path)
+    broken = replace(who, params=jax.tree.map(lambda x: x * np.nan, who.params))
+    (choice,) = likeliest(broken.model, broken.params, [[1, 2, 3]], broken.layout)
+    assert choice.tolist() == [UNKNOWN, UNKNOWN]
+    for ask in (
+        lambda: Answers(broken).loglikelihood([Asked(("ab", "x"))]),
+        lambda: Answers(broken).loglikelihood_rolling([Asked(("ab",))]),
+        lambda: Answers(broken).generate_until([Asked(("ab", {"max_gen_toks": 2}))]),
+    ):
+        with pytest.raises(NumericError, match="logits are not numbers"):
+            ask()
+    model, params, words = broken.model, broken.params, who.tokenizer
+    assert continue_texts(model, params, words, ["ab"], length=2, layout=who.layout) == [""]
+    assert "a text ends where it has none to draw" in caplog.text
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 7, 100])

@@ -17,6 +17,7 @@ from jscale.evaluation.greedy_match import continue_greedily
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import Result
 from jscale.launch.cli import main
+from jscale.launch.commands.evaluate import check_writable, write_predictions
 from jscale.metrics import read_lines
 from jscale.recipe import Evaluation, Recipe
 from jscale.run.events import Evaluated, Event, Examined, Noted
@@ -147,7 +148,9 @@ BAD = {
     ("--task", "greedy_match=words.jsonl"): (65, "words.jsonl:1: answer must be text, found int"),
     ("--task", "multiple_choice=names.jsonl"): (65, "names.jsonl:1: no field 'choices'"),
     ("--batches", "0"): (64, "evaluation needs at least 1 batch"),
-    ("--out", "nowhere/p.jsonl", "--batches", "1"): (64, "nowhere/p.jsonl cannot be written"),
+    ("--out", "nowhere/p.jsonl"): (64, "nowhere/p.jsonl cannot be written: No such file"),
+    ("--out", "cache"): (64, "--out cache cannot be written: Is a directory"),
+    ("--out", "/dev/full", "--batches", "1"): (64, "/dev/full cannot be written: No space left"),
 }
 
 
@@ -155,13 +158,23 @@ BAD = {
 def test_what_cannot_be_asked(call: Callable[..., Any], words: tuple[str, ...]) -> None:
     status, said = BAD[words]
     found, out, err = call("run", *words)
-    # A file that cannot be written does not lose the numbers: they are shown before.
-    assert (found, bool(out), said in err, err.count("\n")) == (
-        status,
-        "--out" in words,
-        True,
-        1,
-    ), err
+    # A disk that is full at the end does not lose the numbers: they are shown before.
+    shown = "/dev/full" in words
+    assert (found, bool(out), said in err, err.count("\n")) == (status, shown, True, 1), err
+
+
+def test_predictions_are_json_whatever_number_is_in_them(tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    out.write_text("kept until there is something new")
+    check_writable(out)
+    assert out.read_text().startswith("kept")
+    check_writable(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    odd = {"predicted": [(math.nan, False), (-math.inf, True)], "path": tmp_path}
+    write_predictions(out, {"own": Result({}, [odd])})
+    found = json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert found["predicted"] == [["NaN", False], ["-Infinity", True]]
+    assert found["task"] == "own" and found["path"] == str(tmp_path)
 
 
 def test_bad_questions_are_found_before_anything_is_trained(

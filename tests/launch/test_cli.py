@@ -63,7 +63,7 @@ def test_the_version_is_that_of_the_package(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("trian", "did you mean 'train'?"), ("x", "choose from ckpt, compile")]
+    ("name", "said"), [("trian", "did you mean 'train'?"), ("x", "ckpt, compile, config")]
 )
 def test_an_unknown_command_is_a_mistake(call: Call, name: str, said: str) -> None:
     status, out, err = call(name)

@@ -121,6 +121,12 @@ def test_tiles_equal_the_reference(case, size):
     agree(case, lambda *x: blockwise(*x, size=size))
 
 
+@settings(deadline=None, max_examples=15)
+@given(cases())
+def test_all_scores_at_once_equal_the_reference(case):
+    agree(case, "dense")
+
+
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
     "case",
@@ -129,8 +135,10 @@ def test_tiles_equal_the_reference(case, size):
         replace(ALL, queries=150, sinks=False, mask=Mask(False, chunk=64), dtype="bfloat16"),
         Case(queries=150, dtype="bfloat16", head=16, value=16),
         Case(queries=2, more=200, bias=(False, False)),
+        # Off by more than the limit where sinks are added to results that were already rounded.
+        Case(47, 2, 24, 0, (4, 2), 16, 16, sinks=True, dtype="bfloat16"),
     ],
-    ids=["all", "all-bfloat16", "plain-bfloat16", "few queries"],
+    ids=["all", "all-bfloat16", "plain-bfloat16", "few queries", "sinks-bfloat16"],
 )
 def test_tiles_of_the_size_that_is_chosen(name, case):
     agree(case, name)
@@ -246,6 +254,18 @@ def test_tiles_hold_no_scores_of_all_queries():
     assert memory(run("xla"), x, x, x) < 4 * 2048 * 2048 < memory(run("reference"), x, x, x)
 
 
+def test_all_scores_at_once_keep_fewer_for_the_backward_pass():
+    # In a loop over layers, where what is kept is stacked.
+    x = jax.ShapeDtypeStruct((16, 4, 64, 2, 8), jnp.float32)
+
+    def run(name):
+        layer = lambda carry, qkv: (carry, attention(*qkv, implementation=name))
+        return lambda *qkv: jax.lax.scan(layer, 0.0, qkv)[1]
+
+    scores = 4 * 16 * 4 * 2 * 64 * 64
+    assert memory(run("dense"), x, x, x) < 2 * scores < memory(run("reference"), x, x, x)
+
+
 def test_a_shared_bias_has_its_gradient_in_the_memory_of_one():
     x = jax.ShapeDtypeStruct((4, 512, 4, 8), jnp.float32)
     bias = jax.ShapeDtypeStruct((1, 1, 512, 512), jnp.float32)
@@ -290,7 +310,7 @@ def test_what_a_mask_says_of_tiles_holds_for_each_pair(mask, queries, keys):
     assert all(found) or not mask.every(*tile)
 
 
-MESHES = [dict(fsdp=8), dict(data=2, tensor=4), dict(data=2, context=2, tensor=2)]
+MESHES = [dict(fsdp=8), dict(data=2, tensor=4)]
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
@@ -312,7 +332,7 @@ def test_on_a_mesh_each_device_attends_alone(axes, packed):
         layout.activation_sharding(*names)
         for names in (
             Axes("batch", "length", "heads", "head"),
-            *[Axes("batch", "keys", "kv_heads", "head")] * 2,
+            *[Axes("batch", "length", "kv_heads", "head")] * 2,
         )
     ]
     laid = [jax.device_put(x, s) for x, s in zip((q, k, v), where, strict=True)]
@@ -327,7 +347,7 @@ def test_the_choice_follows_the_length_and_is_told_once(caplog):
         for n in (1, LONG - 1, LONG, LONG):
             jax.eval_shape(attention, *draw(Case(queries=n)))
     names = [record.getMessage().split("by ")[1][:6] for record in caplog.records]
-    assert names == ["'refer", "'refer", "'xla':"]
+    assert names == ["'dense", "'dense", "'xla':"]
 
 
 def call(heads=(2, 2), queries=2, **options):

@@ -1,6 +1,7 @@
 """The attention kernels for TPU: interpreted, with poisoned memory, and compiled for each chip."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import absent
@@ -8,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_grid import agree, cases, watched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.attention import CAUSAL, PLAIN, Mask, Places, Scores, attention
@@ -72,6 +76,25 @@ def test_float32_equals_the_reference_where_neither_length_fills_its_tiles():
 @SLOW
 def test_bfloat16_is_near_the_float32_reference():
     check(1e-2, *draw(jnp.bfloat16, rows=1))
+
+
+def small(queries, keys):
+    return partial(flash, size=Tiles(queries, keys))
+
+
+@settings(deadline=None, max_examples=2)
+@given(cases(queries=st.integers(1, 20), more=st.integers(-9, 9)))
+def test_the_grid(case):
+    with watched():
+        agree(case, small(8, 16))
+
+
+@SLOW
+@settings(deadline=None, max_examples=60)
+@given(cases(queries=st.integers(1, 60), dtype=st.sampled_from(["float32", "bfloat16"])))
+def test_the_large_grid(case):
+    with watched():
+        agree(case, small(16, 32))
 
 
 @SLOW

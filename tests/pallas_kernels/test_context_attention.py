@@ -28,9 +28,12 @@ from jscale.pallas_kernels.context_attention import (
     Ring,
     context_attention,
     context_attention_with_lse,
+    from_zigzag,
     reference,
+    to_zigzag,
     unzigzag,
     zigzag,
+    zigzag_places,
 )
 from jscale.pallas_kernels.context_attention.signature import Exchange
 from jscale.pallas_kernels.context_attention.zigzag import order
@@ -328,6 +331,25 @@ def test_zigzag_gives_each_device_an_early_and_a_late_chunk(array, ways):
         assert (parts[1, d] == 100 + parts[0, d]).all()
     assert isinstance(zigzag(codes, ways), np.ndarray if array is np else jax.Array)
     assert (unzigzag(zigzag(codes, ways), ways) == codes).all()
+
+
+@pytest.mark.parametrize("ways", [2, 3, 4, 8])
+def test_devices_send_their_halves_into_zigzag_order_and_back(ways):
+    T = 4 * ways
+    codes = jnp.arange(B * T).reshape(B, T)
+    split = PartitionSpec(None, "context")
+
+    def there_and_back(x):
+        there = to_zigzag(x, "context")
+        return there, from_zigzag(there, "context")
+
+    both = jax.shard_map(
+        there_and_back, mesh=mesh(ways), in_specs=split, out_specs=split, check_vma=False
+    )
+    there, back = jax.jit(both)(codes)
+    np.testing.assert_array_equal(there, zigzag(codes, ways))
+    np.testing.assert_array_equal(back, codes)
+    np.testing.assert_array_equal(zigzag_places(T, ways), zigzag(np.arange(T)[None], ways)[0])
 
 
 @pytest.mark.parametrize("ways", [2, 4, 8])

@@ -96,15 +96,44 @@ def test_inside_shard_map_a_kernel_may_run():
         found.append((device().whole, chosen(9)))
         return x
 
+    traced_inside(local, check_vma=False)
+    assert found and set(found) == {(False, "kernel")}
+
+
+def traced_inside(local, **options):
+    """Trace a function in a shard_map over eight devices."""
     mesh = make_mesh(fsdp=8)
-    local = jax.shard_map(local, mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp"))
+    each = dict(in_specs=P("fsdp"), out_specs=P("fsdp"))
 
     def traced(x):
         with Layout(mesh).active():
-            return local(x)
+            return jax.shard_map(local, mesh=mesh, **each, **options)(x)
 
     jax.eval_shape(traced, jnp.zeros(8))
-    assert found and set(found) == {(False, "kernel")}
+
+
+def test_a_shard_map_that_checks_what_varies_takes_no_kernel():
+    found = []
+
+    def local(x):
+        found.append((device().checked, chosen(9)))
+        with pytest.raises(ConfigError, match="'kernel' runs in a shard_map with check_vma=False"):
+            OPERATION.pick(9, "kernel")
+        only = Operation("none", OPERATION.implementations, lambda *_: [("kernel", "first")])
+        with pytest.raises(ConfigError, match="none: 'kernel' runs in a shard_map with check_vma"):
+            only.pick(9)
+        return x
+
+    traced_inside(local)
+    assert found and set(found) == {(True, "plain")}
+
+
+def test_a_mesh_without_devices_says_what_is_split_as_well():
+    seen = []
+    traced = lambda x: (seen.append(device()), x)[1]
+    with jax.sharding.use_abstract_mesh(abstract_mesh(MeshShape(fsdp=2))):
+        jax.eval_shape(traced, jnp.zeros(8))
+    assert seen == [CPU._replace(whole=True)]
 
 
 def test_nothing_that_computes_is_a_fault_of_the_operation():

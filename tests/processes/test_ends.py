@@ -3,13 +3,24 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from run.tiny import call, finish, start, tiny, train, wait_for, write_recipe, written
+from run.tiny import (
+    call,
+    environment,
+    finish,
+    start,
+    tiny,
+    train,
+    wait_for,
+    write_recipe,
+    written,
+)
 
 from jscale.mesh import MeshShape
 
@@ -20,13 +31,28 @@ SOON = 20.0  # seconds, of a machine that does much else
 AT_START = """
 import os
 from jscale.errors import ConfigError
+from jscale.losses import NextToken
+from jscale.mesh import MeshShape
 from run.tiny import *
 
 
 def recipe():
-    if os.environ.get("JSCALE_PROCESS") == "1":
+    if os.environ.get("JSCALE_PROCESS") == "{who}":
         {act}
     return tiny(Path({folder!r}))
+"""
+
+LEAVES = """
+
+class Leaves(NextToken):
+    def __call__(self, *arguments):
+        if os.environ["JSCALE_PROCESS"] == "1":
+            os._exit(0)
+        return super().__call__(*arguments)
+
+
+def leaves():
+    return replace(recipe(), loss=Leaves(), mesh=MeshShape(fsdp=2))
 """
 
 
@@ -49,6 +75,12 @@ def gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return state == "Z"  # of a parent that is not ours to wait for
+
+
+def has_thread(pid: int, name: str) -> bool:
+    """Whether a process has a thread whose name begins so."""
+    found = Path(f"/proc/{pid}/task").glob("*/comm")
+    return any(path.read_text().startswith(name) for path in found)
 
 
 def all_gone(pids: list[int]) -> bool:
@@ -142,17 +174,87 @@ def test_no_process_outlives_a_killed_launcher(folder: Path) -> None:
     ("act", "status", "says"),
     [
         ("os._exit(3)", 3, "process 1 of 2 ended with status 3; run it again"),
-        ("raise ConfigError('no such thing')", 64, "process 1 of 2: own.py:9: no such thing"),
+        ("raise ConfigError('no such thing')", 64, "process 1 of 2: own.py:11: no such thing"),
         ("os.kill(os.getpid(), 9)", 137, "process 1 of 2 was ended by SIGKILL"),
     ],
     ids=["exit", "mistake", "kill"],
 )
 def test_a_process_that_dies_at_its_start(tmp_path: Path, act: str, status: int, says: str) -> None:
-    (tmp_path / "own.py").write_text(AT_START.format(act=act, folder=str(tmp_path)))
+    (tmp_path / "own.py").write_text(AT_START.format(who=1, act=act, folder=str(tmp_path)))
     child = start(*LAUNCH, "own.py", "--run", "run", cwd=tmp_path)
     found, out, err = finish(child)
     assert found == status, err
     assert err.count("jscale: error:") == 1 and says in err
+    assert (tmp_path / "run").exists() == (status != 64)  # a mistake leaves no folder behind
+
+
+def test_the_first_process_too_is_spoken_for_when_it_dies_silently(tmp_path: Path) -> None:
+    text = AT_START.format(who=0, act="os._exit(3)", folder=str(tmp_path))
+    (tmp_path / "own.py").write_text(text)
+    status, _, err = call(*LAUNCH, "own.py", "--run", "run", cwd=tmp_path)
+    assert status == 3 and "jscale: error: process 0 of 2 ended with status 3; run it" in err
+    assert err.count("jscale: error:") == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_well_before_the_others_is_named(tmp_path: Path) -> None:
+    """What befalls the others, who have lost it, is told by nobody."""
+    text = AT_START.format(who=1, act="pass", folder=str(tmp_path))
+    (tmp_path / "own.py").write_text(text + LEAVES)
+    status, _, err = call(*LAUNCH, "own.py:leaves", "--run", "run", cwd=tmp_path)
+    assert status == 71, err
+    assert "process 1 of 2 ended before the others, as if all were done; run it again" in err
+    assert err.count("jscale: error:") == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_job_with_no_place_for_its_folder_starts_nothing(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    status, out, err = call(*LAUNCH, "tiny", "--run", place, cwd=tmp_path)
+    assert (status, out) == (66, "") and err.count("jscale: error:") == 1
+    assert f"{place}/logs cannot be written: Not a directory" in err
+
+
+@pytest.mark.slow
+def test_two_signals_end_a_job_at_once(folder: Path) -> None:
+    file = write_recipe(folder, "mesh=MeshShape(fsdp=2), batch=4")
+    child = start(*LAUNCH, file, "--run", "twice", *ENDLESS, cwd=folder)
+    wait_for(child, r"^step \d+/")
+    pids = workers(child)
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.05)  # two at the same moment are one
+    child.send_signal(signal.SIGINT)
+    status, out, err = finish(child)
+    assert status == 130 and all_gone(pids) and "Traceback" not in err
+    saved = "is saved, run it again" in out  # between the two, on an idle machine
+    assert saved or "jscale: error: ended before it could save; run it again to go on" in err
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        place = f"127.0.0.1:{holder.getsockname()[1]}"
+        told = {"JSCALE_COORDINATOR": place, "JSCALE_PROCESSES": "2", "JSCALE_PROCESS": "0"}
+        child = start("train", "tiny", cwd=tmp_path, env={**environment(), **told})
+        status, out, err = finish(child)
+    assert (status, out) == (64, "") and not list(tmp_path.iterdir())
+    assert err.startswith(f"jscale: error: JSCALE_COORDINATOR={place}: process 0 cannot listen")
+    assert err.endswith("Address already in use; choose another port\n")
+
+
+def test_a_process_that_waits_for_the_others_hears_ctrl_c(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{holder.getsockname()[1]}"
+    told = {"JSCALE_COORDINATOR": place, "JSCALE_PROCESSES": "2", "JSCALE_PROCESS": "1"}
+    child = start("train", "tiny", cwd=tmp_path, env={**environment(), **told})
+    deadline = time.monotonic() + SOON
+    while not has_thread(child.pid, "grpc_global") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    status, out, err = finish(child)
+    assert status == 130 and out == "stopped; nothing is lost, run it again to go on\n"
 
 
 def test_ctrl_c_before_the_first_step_ends_all(tmp_path: Path) -> None:
@@ -164,6 +266,7 @@ def test_ctrl_c_before_the_first_step_ends_all(tmp_path: Path) -> None:
     child.send_signal(signal.SIGINT)
     status, _, err = finish(child)
     assert status == 130 and all_gone(pids) and "Traceback" not in err, err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -187,3 +290,4 @@ def test_a_mistake_that_all_processes_find_is_told_once(tmp_path: Path) -> None:
     status, out, err = call(*LAUNCH, "tiny", "mesh=MeshShape(fsdp=4)", "--run", "run", cwd=tmp_path)
     assert status == 64, (out, err)
     assert err.count("jscale: error:") == 1 and "needs 4 devices and there are 2" in err
+    assert not list(tmp_path.iterdir())  # no folder of a run that never was

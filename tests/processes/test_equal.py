@@ -66,6 +66,8 @@ def test_only_the_first_process_speaks_and_writes(together: tuple[Path, str]) ->
     assert (run / "samples.txt").read_text().count(f"--- step {STEPS}: ") == 1
     about = json.loads((run / "environment.json").read_text())
     assert about["processes"] == 4 and len(about["hosts"]) == 4 and about["devices"]["count"] == 8
+    layout = json.loads((run / "layout.json").read_text())
+    assert layout["processes"] == [0, 0, 1, 1, 2, 2, 3, 3]
     logs = sorted(path.name for path in (run / "logs").iterdir())
     assert logs == ["process_1.txt", "process_2.txt", "process_3.txt"]
     assert f"step {STEPS}/{STEPS} " in (run / "logs" / "process_3.txt").read_text()

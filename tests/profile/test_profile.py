@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from run.tiny import tiny
+from run.tiny import call, tiny, write_recipe
 
 from jscale import train
 from jscale.errors import ConfigError, DataError
@@ -137,6 +137,39 @@ def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
         check_folder(tmp_path)
     with pytest.raises(ConfigError, match="is a file"):
         check_folder(tmp_path / "thesis.tex")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["profile", "tiny", "--out", str(tmp_path / "file" / "out")]) == 66
+    out, err = capsys.readouterr()
+    where = f"{tmp_path}/file/out"
+    assert (out, err) == ("", f"jscale: error: {where} cannot be written: Not a directory\n")
+    assert main(["profile", "tiny", "--steps", "0"]) == 64
+    assert "a number from 1 to 1000, not 0" in capsys.readouterr().err
+
+
+def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plugins").touch()  # where the profiler wants a folder
+    # In a process of its own, for JAX's profiler cannot be started again after that.
+    command = ("profile", write_recipe(tmp_path), "--steps", 1, "--devices", 1, "--out", "out")
+    status, out, err = call(*command, cwd=tmp_path)
+    assert (status, out) == (66, "") and err.count("\n") == 1
+    assert err.startswith("jscale: error: the trace cannot be written into out: ")
+
+
+@pytest.mark.parametrize("name", ["step.hlo.txt", "profile.json"])
+def test_a_file_beside_the_trace_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    assert profile(tmp_path, "", "--out", str(tmp_path / "out")) == 66
+    out, err = capsys.readouterr()
+    assert f"out/{name} cannot be written: Is a directory" in err
+    assert ("ms a step" in out) == (name == "profile.json")  # the figures come first
 
 
 def test_a_trace_that_is_missing_or_damaged_is_said_to_be(tmp_path: Path) -> None:

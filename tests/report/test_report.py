@@ -325,7 +325,10 @@ def test_an_endless_layout_is_left_out(tmp_path: Path, key: str) -> None:
     layout: dict[str, Any] = {"mesh": {"data": 2}, "reason": "chosen", "count": 4}
     layout |= {"parameters": {"a": about}, "bytes_per_device": {"params": 16}, "replicated": []}
     lines = [line(1, train_loss=1.0)]
-    assert "embed whole" in made(write_run(tmp_path / "one", lines, layout=layout)).text
+    told = {**layout, "processes": [0, 1]}
+    text = made(write_run(tmp_path / "one", lines, layout=told)).text
+    assert "embed whole" in text
+    assert "Process 0 has device(s) 0; process 1 has device(s) 1." in text
     where = {"size": dimension, "mesh": layout["mesh"], "bytes_per_device": about}.get(key, layout)
     where["data" if key == "mesh" else key] = 1e400
     text = made(write_run(tmp_path / "two", lines, layout=layout)).text
@@ -343,6 +346,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no folder"):
         report([tmp_path / "nowhere"])
     with pytest.raises(CheckpointError, match="is not the folder of a run: it has no recipe.json"):
+        report([tmp_path])
+    (tmp_path / "lock").write_text('{"process": 1}')
+    with pytest.raises(CheckpointError, match="has only begun: there is nothing to report yet"):
         report([tmp_path])
     folder = write_run(tmp_path / "run", [])
     with pytest.raises(CheckpointError, match="nothing has been logged .* yet"):

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a run stops soon, with a status that tells, and goes on as if it had not."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from run.tiny import call, environment, finish, prints, start, tiny, wait_for, write_recipe, written
 
 from jscale.run.trainer import Trainer
+from jscale.signals import Signals, Stopped
 
 ENDLESS = ("steps=1000000", "evaluation.every=7", "samples=None", "checkpoints.every=1000000")
 
@@ -104,10 +106,10 @@ def test_an_evaluation_that_was_broken_off_is_made_after_the_restart(tmp_path: P
 
 STUCK = """
 import hashlib, os, signal, sys, time
-from jscale.launch.second_signal import second_signal_ends
+from jscale.launch.interrupts import signals_end
 from jscale.signals import Signals
 
-with second_signal_ends(), Signals():
+with signals_end(), Signals():
     print("stuck", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # much of native code
 """
@@ -128,3 +130,43 @@ def test_native_code_does_not_outlive_two_signals(signum: signal.Signals, status
     child.send_signal(signum)
     found, _, err = finish(child)
     assert found == status and "ended at once" in err
+
+
+SWALLOWS = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass  # where the interpreter hears it
+except BaseException:
+    pass  # as libraries do that try what there is
+"""
+IMPORTS = """
+from jscale.launch.interrupts import signals_end
+
+with signals_end():
+    import swallows
+print("gone on")
+"""
+
+
+def test_a_signal_in_an_import_that_swallows_exceptions_ends_a_command(tmp_path: Path) -> None:
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    where = {**environment(), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS], env=where, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "jscale: interrupted\n")
+
+
+def test_a_signal_in_an_import_is_remembered_by_those_who_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swallows_too.py").write_text(SWALLOWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Signals() as around, around.at_once():
+        importlib.import_module("swallows_too")
+        assert around.asked == signal.SIGINT
+        inside = Signals()  # as of a trainer, in a command that heard it
+        with pytest.raises(Stopped), inside, inside.at_once():
+            raise AssertionError("stopped before")

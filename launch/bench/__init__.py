@@ -1,0 +1,1 @@
+"""Measures kernels on the device at hand, against all else that computes the same."""
