@@ -28,8 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     quiet()
     from jscale.launch.bench import rows
     from jscale.launch.bench.measure import clock_of
+    from jscale.mesh.devices import skip_absent
     from jscale.pallas_kernels.device import device
 
+    skip_absent()
     subjects = [rows.subject(name) for name in options.operation or rows.names()]
     where = device()
     clock = clock_of(where.platform, options.quick)
