@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jscale.compiled import memory_of
+from jscale.pallas_kernels.device import device
+from jscale.pallas_kernels.implementation import Operation
 
 PASSES = ("forward", "backward", "training")  # the last is both, compiled as one program
 
@@ -124,6 +126,32 @@ def differentiable(function: Callable[..., Any], gradients: bool = True) -> Cont
         return Ready(programs, lambda: {"result": programs["forward"].call()})
 
     return ready
+
+
+def ours(
+    operation: Operation,
+    call: Any,
+    run: Callable[[str], Callable[..., Any]],
+    too_much: str | None = None,
+    gradients: bool = True,
+) -> dict[str, Contender | str]:
+    """The implementations of an operation by name, or why one cannot compute the call.
+
+    `run` makes a function of an implementation's name; `too_much` is why the reference must not.
+    """
+    found: dict[str, Contender | str] = {}
+    for name, one in operation.implementations.items():
+        obstacle = one.obstacle(call, device())
+        if name == "reference":
+            obstacle = obstacle or too_much
+        found[name] = obstacle or differentiable(run(name), gradients)
+    return found
+
+
+def picked(operation: Operation, call: Any) -> str:
+    """The name of the implementation that jscale chooses for a call."""
+    chosen = operation.pick(call)
+    return next(name for name, one in operation.implementations.items() if one is chosen)
 
 
 def named(names: Sequence[str], out: Any, grads: Sequence[Any]) -> Values:

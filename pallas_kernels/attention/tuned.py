@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from jscale.pallas_kernels.attention import tpu_tiles, triton_tiles, visits
 from jscale.pallas_kernels.attention.triton_tiles import Tiles
+from jscale.pallas_kernels.tiles.gpu import shared_memory
 from jscale.pallas_kernels.tiles.tunable import Tunable
 
 
@@ -92,14 +93,12 @@ def sizes(dtype: str, head: int) -> Sizes:
 
 
 NUMBERS = 208  # float32 numbers that a thread may hold, of its 255 registers
-SHARED = {"A100": 163, "H100": 227, "H200": 227, "H800": 227, "B200": 227}  # KiB of one program
-ELSEWHERE = 99  # KiB, as on GPUs for desks
 
 
 def _unfit_for_triton(kind: str, extent: Extent, found: Sizes) -> str | None:
     """By numbers held in registers, and by tiles that are loaded ahead into shared memory."""
     head, value = triton_tiles.wide(extent.head), triton_tiles.wide(extent.value)
-    room = next((kib for chip, kib in SHARED.items() if chip in kind), ELSEWHERE) * 1024
+    room = shared_memory(kind)
     for name, tiles in found._asdict().items():
         t, s, warps, stages = tiles.queries, tiles.keys, tiles.warps, tiles.stages
         if any(n & (n - 1) for n in (t, s, warps)) or min(t, s) < 16:

@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any, NamedTuple
 
+from jscale.pallas_kernels.tiles.gpu import shared_memory
 from jscale.pallas_kernels.tiles.tunable import Tunable
 
 LANES = 128  # numbers in one row of a TPU's vector register
@@ -148,13 +149,6 @@ class Programs(NamedTuple):
 
 
 NUMBERS = 192  # float32 numbers that a thread may hold, of its 255 registers
-SHARED = {"A100": 163, "H100": 227, "H200": 227, "H800": 227, "B200": 227}  # KiB of one program
-ELSEWHERE = 99  # KiB, as on GPUs for desks
-
-
-def memory(kind: str) -> int:
-    """Bytes of shared memory that one program may take, by JAX's name of a GPU."""
-    return next((kib for chip, kib in SHARED.items() if chip in kind), ELSEWHERE) * 1024
 
 
 def for_triton(kind: str, extent: Extent) -> Programs:
@@ -168,7 +162,7 @@ def for_triton(kind: str, extent: Extent) -> Programs:
         wide = Warps(32, 32, 64, 4, 2) if extent.dtype == "float32" else Warps(64, 32, 128, 4, 2)
         t, k, n, *rest = wide
         return Programs(wide, Warps(t, n, k, *rest), Warps(32, t, n, *rest))
-    large = memory(kind) > 160 * 1024
+    large = shared_memory(kind) > 160 * 1024
     each = max(1, extent.rows // max(1, extent.groups))
     t = max(16, min(128, 1 << (each - 1).bit_length()))
     n, warps = (256, 8) if large and t == 128 else (128, 4)
@@ -202,8 +196,8 @@ def _unfit_for_triton(kind: str, extent: Extent, sizes: Programs) -> str | None:
         loaded = t * d + t * f + d * f - sums
         if sums + (loaded if extent.width == 4 else 0) > NUMBERS * 32 * warps:
             return f"hold more than {NUMBERS} numbers in a thread ({part})"
-        if stages * loaded * max(extent.width, extent.weight) > memory(kind):
-            return f"load more than {memory(kind) // 1024} KiB ahead ({part})"
+        if stages * loaded * max(extent.width, extent.weight) > shared_memory(kind):
+            return f"load more than {shared_memory(kind) // 1024} KiB ahead ({part})"
     return None
 
 

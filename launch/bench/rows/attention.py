@@ -17,9 +17,10 @@ from jscale.launch.bench.subject import (
     Subject,
     Values,
     Work,
-    differentiable,
     draw,
     exactly,
+    ours,
+    picked,
 )
 from jscale.launch.bench.tune import Target
 from jscale.pallas_kernels.attention import PLAIN, Mask, Places, attention
@@ -138,25 +139,20 @@ def call(case: Case) -> Call:
 
 def contenders(case: Case) -> dict[str, Contender | str]:
     """Ours by name, then others."""
-    found: dict[str, Contender | str] = {}
-    for name, implementation in OPERATION.implementations.items():
-        obstacle = implementation.obstacle(call(case), device())
-        scores = 4 * case.rows * case.heads * case.length**2
-        if name == "reference" and scores > MOST:
-            obstacle = f"holds {scores / 2**30:.0f} GiB of scores"
-        found[name] = obstacle or differentiable(ours(case, name))
+    scores = 4 * case.rows * case.heads * case.length**2
+    too_much = f"holds {scores / 2**30:.0f} GiB of scores" if scores > MOST else None
+    found = ours(OPERATION, call(case), partial(run, case), too_much)
     return found | rivals.contenders(case, device().platform)
 
 
-def ours(case: Case, name: str) -> Callable[..., Array]:
+def run(case: Case, name: str) -> Callable[..., Array]:
     """An implementation of ours, as a function."""
     return lambda q, k, v: attention(q, k, v, case.mask, implementation=name)
 
 
 def chosen(case: Case) -> str:
     """Whom jscale chooses."""
-    picked = OPERATION.pick(call(case))
-    return next(name for name, one in OPERATION.implementations.items() if one is picked)
+    return picked(OPERATION, call(case))
 
 
 def targets(case: Case, where: Device) -> list[Target]:
@@ -166,8 +162,8 @@ def targets(case: Case, where: Device) -> list[Target]:
     runs = {"xla": blockwise, "tpu": flash, "triton": triton}
 
     def target(tunable: Tunable) -> Target:
-        run = runs[tunable.implementation]
-        of = lambda size: lambda q, k, v: run(q, k, v, case.mask, PLAIN, Places(), size)[0]
+        one = runs[tunable.implementation]
+        of = lambda size: lambda q, k, v: one(q, k, v, case.mask, PLAIN, Places(), size)[0]
         return Target(tunable, extent, of)
 
     by = OPERATION.implementations

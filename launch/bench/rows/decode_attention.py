@@ -16,13 +16,14 @@ from jscale.launch.bench.subject import (
     differentiable,
     draw,
     exactly,
+    ours,
+    picked,
 )
 from jscale.pallas_kernels.attention.mask import CAUSAL
 from jscale.pallas_kernels.decode_attention.call import Call
 from jscale.pallas_kernels.decode_attention.choice import OPERATION, decode_attention
 from jscale.pallas_kernels.decode_attention.pages import Pages
 from jscale.pallas_kernels.decode_attention.sequences import Sequences
-from jscale.pallas_kernels.device import device
 
 PLACES = 64  # in a page
 MOST = 2**28  # numbers that may be gathered for the reference, or for pages put together
@@ -119,20 +120,15 @@ def call(case: Case) -> Call:
 
 def contenders(case: Case) -> dict[str, Contender | str]:
     """Ours by name, then pages put together."""
-    found: dict[str, Contender | str] = {}
     numbers = case.sequences**2 * case.length * case.heads * case.head
-    for name, one in OPERATION.implementations.items():
-        obstacle = one.obstacle(call(case), device())
-        if name == "reference" and numbers > MOST:
-            obstacle = "compares every token with every context"
-        found[name] = obstacle or differentiable(run(name), gradients=False)
+    too_much = "compares every token with every context" if numbers > MOST else None
+    found = ours(OPERATION, call(case), run, too_much, gradients=False)
     return found | {"jax.nn over gathered pages": differentiable(together, gradients=False)}
 
 
 def chosen(case: Case) -> str:
     """Whom jscale chooses."""
-    picked = OPERATION.pick(call(case))
-    return next(name for name, one in OPERATION.implementations.items() if one is picked)
+    return picked(OPERATION, call(case))
 
 
 SUBJECT = Subject("decode_attention", Case, cases, inputs, work, values, contenders, chosen)

@@ -16,9 +16,11 @@ from jscale.launch.bench.subject import (
     differentiable,
     draw,
     exactly,
+    ours,
+    picked,
 )
 from jscale.launch.bench.tune import Target
-from jscale.pallas_kernels.device import Device, device
+from jscale.pallas_kernels.device import Device
 from jscale.pallas_kernels.grouped_matmul import tpu, triton
 from jscale.pallas_kernels.grouped_matmul.choice import OPERATION, Call, grouped_matmul
 from jscale.pallas_kernels.grouped_matmul.tiles import TUNABLES, Extent
@@ -110,13 +112,9 @@ def call(case: Case) -> Call:
 
 def contenders(case: Case) -> dict[str, Contender | str]:
     """Ours by name, then others."""
-    found: dict[str, Contender | str] = {}
-    for name, one in OPERATION.implementations.items():
-        obstacle = one.obstacle(call(case), device())
-        if name == "reference" and case.groups > MOST:
-            obstacle = f"multiplies every row by {case.groups} matrices"
-        found[name] = obstacle or differentiable(run(name))
-    return found | {
+    many = case.groups > MOST
+    too_much = f"multiplies every row by {case.groups} matrices" if many else None
+    return ours(OPERATION, call(case), run, too_much) | {
         "jax ragged_dot": differentiable(ragged),
         "sizes known": differentiable(one_by_one(case)),
     }
@@ -124,8 +122,7 @@ def contenders(case: Case) -> dict[str, Contender | str]:
 
 def chosen(case: Case) -> str:
     """Whom jscale chooses."""
-    picked = OPERATION.pick(call(case))
-    return next(name for name, one in OPERATION.implementations.items() if one is picked)
+    return picked(OPERATION, call(case))
 
 
 def targets(case: Case, where: Device) -> list[Target]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ from jscale.launch.bench.subject import (
     Subject,
     Values,
     Work,
-    differentiable,
     draw,
     exactly,
+    ours,
+    picked,
 )
-from jscale.pallas_kernels.device import device
 from jscale.pallas_kernels.retention.choice import OPERATION, Call, retention
 
 MOST = 4 * 2**30  # bytes of scores that the reference may hold when it is timed
@@ -91,19 +92,14 @@ def call(case: Case) -> Call:
 
 def contenders(case: Case) -> dict[str, Contender | str]:
     """Ours by name."""
-    found: dict[str, Contender | str] = {}
-    for name, one in OPERATION.implementations.items():
-        obstacle = one.obstacle(call(case), device())
-        if name == "reference" and scores(case) > MOST:
-            obstacle = f"holds {scores(case) / 2**30:.0f} GiB of scores"
-        found[name] = obstacle or differentiable(run(case, name))
-    return found
+    held = scores(case)
+    too_much = f"holds {held / 2**30:.0f} GiB of scores" if held > MOST else None
+    return ours(OPERATION, call(case), partial(run, case), too_much)
 
 
 def chosen(case: Case) -> str:
     """Whom jscale chooses."""
-    picked = OPERATION.pick(call(case))
-    return next(name for name, one in OPERATION.implementations.items() if one is picked)
+    return picked(OPERATION, call(case))
 
 
 SUBJECT = Subject("retention", Case, cases, inputs, work, values, contenders, chosen)
