@@ -1,10 +1,10 @@
 """How Ctrl-C and SIGTERM end a command, wherever it is.
 
-The first signal raises, so that what is open is closed. While a module is imported it ends the
-process there and then, for libraries that are being loaded swallow exceptions or crash on them. A
-second signal ends the process in any case: Python hears signals only between its own instructions,
-and a step or a compilation may take minutes. What was saved stands: a step is committed by one
-rename or not at all.
+The first signal raises, so that what is open is closed. While a module is imported, or a command
+has nothing to close, it ends the process there and then, for libraries may swallow exceptions or
+crash on them. A second signal ends the process in any case: Python hears signals only between its
+own instructions, and a step or a compilation may take minutes. What was saved stands: a step is
+committed by one rename or not at all.
 """
 
 import os
@@ -51,6 +51,22 @@ def _hear(signum: int, frame: FrameType | None) -> None:
     if importing(frame):
         end_now(signum, told(signum))
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+
+
+@contextmanager
+def nothing_to_close() -> Iterator[None]:
+    """A block, inside of `signals_end`, in which the first signal ends the process by itself.
+
+    For long work that leaves nothing half done, in libraries that may swallow what is raised.
+    """
+    ours = [number for number in USUAL if signal.getsignal(number) is _hear]
+    for number in ours:
+        signal.signal(number, lambda signum, frame: end_now(signum, told(signum)))
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, _hear)
 
 
 def told(signum: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jscale.errors import ConfigError, DeviceMemoryError, did_you_mean
 from jscale.launch.commands.arguments import Parser, recipe_from, recipe_parser
+from jscale.launch.interrupts import nothing_to_close
 from jscale.launch.quiet import quiet
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     recipe = recipe_from(options).value
     if options.mesh:
         recipe = replace(recipe, mesh=mesh_from(options.mesh))
-    report = compiled(recipe, options.on)
+    with nothing_to_close():
+        report = compiled(recipe, options.on)
     if options.mesh:
         report = replace(report, reason="named by --mesh")
     if options.json:
