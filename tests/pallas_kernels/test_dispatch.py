@@ -191,6 +191,8 @@ def test_a_bounded_buffer_is_what_the_program_holds():
 SENDS = {Gather: "all-gather", AllToAll: "all-to-all", Ragged: "ragged-all-to-all"}
 
 
+# The grouped product that is chosen there goes through Triton, which JAX 0.12 means to leave.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.parametrize("way", SENDS)
 @pytest.mark.parametrize("machine", ["h100:4", pytest.param("v5p-8", marks=pytest.mark.slow)])
 def test_exchanges_compile_for_machines_that_are_not_here(machine, way):
