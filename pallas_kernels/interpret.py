@@ -43,6 +43,15 @@ def tpu() -> Any:
     return pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
 
+def tpu_parameters(*semantics: Any, **more: Any) -> Any:
+    """What a TPU kernel's `pallas_call` takes as `compiler_params`: "parallel" or "arbitrary" for
+    each axis of its grid, and more; interpreted, axes would have to be told of those of vmap too.
+    """
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.CompilerParams(dimension_semantics=None if active() else semantics, **more)
+
+
 def gpu() -> bool:
     """What a GPU kernel's `pallas_call` takes as `interpret`; unwritten outputs hold NaN."""
     return active()

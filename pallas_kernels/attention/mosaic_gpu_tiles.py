@@ -19,7 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jscale.pallas_kernels import interpret
-from jscale.pallas_kernels.attention.triton_tiles import LOG2E, Arrays, Given, Lift, Problem, up
+from jscale.pallas_kernels.attention.triton_tiles import LOG2E, Arrays, Given, Lift, Problem
+from jscale.pallas_kernels.block import up
 
 COPIER, COMPUTING = 2, 2  # the number of the warpgroup that copies; how many compute
 ROWS = 64  # of a tile that a warpgroup computes: those of one instruction

@@ -30,7 +30,6 @@ from jscale.pallas_kernels.attention.tpu_tiles import (
     Tiles,
     inside,
     operands,
-    product,
     reach,
     scores_in,
     seen_in,
@@ -38,6 +37,7 @@ from jscale.pallas_kernels.attention.tpu_tiles import (
     visit,
 )
 from jscale.pallas_kernels.attention.tuned import TPU, Extent
+from jscale.pallas_kernels.block import product
 from jscale.pallas_kernels.device import device
 
 
@@ -97,7 +97,7 @@ def forward(
             jax.ShapeDtypeStruct((B, N, T, V), q.dtype),
             jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32),
         ],
-        compiler_params=tpu_backward._parallel(3, 4),
+        compiler_params=interpret.tpu_parameters(*["parallel"] * 3, "arbitrary"),
         interpret=interpret.tpu(),
         name="attention_forward",
     )(known, read.arrays)

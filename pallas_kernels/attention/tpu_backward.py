@@ -24,13 +24,13 @@ from jscale.pallas_kernels.attention.tpu_tiles import (
     Tables,
     inside,
     operands,
-    product,
     reach,
     scores_in,
     seen_in,
     tables,
     visit,
 )
+from jscale.pallas_kernels.block import product
 
 
 def backward(
@@ -45,15 +45,6 @@ def backward(
     dk, dv = _of_keys(problem, *given)
     dbias = None if bias is None else _of_bias(problem, *given)
     return _of_queries(problem, *given), dk, dv, dbias, None, None
-
-
-def _parallel(count: int, of: int) -> pltpu.CompilerParams:
-    """Grid axes of which the first so many may go to different cores."""
-    if interpret.active():  # the interpreter would have to be told of the axes of vmap too
-        return pltpu.CompilerParams()
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel",) * count + ("arbitrary",) * (of - count)
-    )
 
 
 def _of_keys(
@@ -78,7 +69,7 @@ def _of_keys(
             scratch_shapes=[pltpu.VMEM((s, H), jnp.float32), pltpu.VMEM((s, V), jnp.float32)],
         ),
         out_shape=(jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
-        compiler_params=_parallel(3, 5),
+        compiler_params=interpret.tpu_parameters(*["parallel"] * 3, *["arbitrary"] * 2),
         interpret=interpret.tpu(),
         name="attention_backward_keys",
     )(known, read.arrays)
@@ -180,7 +171,7 @@ def _of_queries(
             ],
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        compiler_params=_parallel(3, 4),
+        compiler_params=interpret.tpu_parameters(*["parallel"] * 3, "arbitrary"),
         interpret=interpret.tpu(),
         name="attention_backward_queries",
     )(known, read.arrays)
@@ -246,7 +237,7 @@ def _of_bias(
             scratch_shapes=[pltpu.VMEM((t, s), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct(bias.shape, bias.dtype),
-        compiler_params=_parallel(4, 6),
+        compiler_params=interpret.tpu_parameters(*["parallel"] * 4, *["arbitrary"] * 2),
         interpret=interpret.tpu(),
         name="attention_backward_bias",
     )(known, read.arrays)

@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 
 from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
+from jscale.pallas_kernels.block import product
 
 LANES = 128  # numbers in one row of a vector register
 VMEM = 12 * 2**20  # bytes that tiles may take: the compiler's limit is 16 MiB unless told otherwise
@@ -300,13 +301,6 @@ def inside(x: Any, at: Any, length: int) -> Any:
         return x
     there = lax.broadcasted_iota(jnp.int32, x.shape, 0) < length - at * step
     return jnp.where(there, x, jnp.zeros_like(x))
-
-
-def product(a: Any, b: Any, axes: tuple[int, int]) -> Any:
-    """Sums over an axis of each, in float32; float32 itself is not multiplied as bfloat16."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dims = ((axes[0],), (axes[1],)), ((), ())
-    return lax.dot_general(a, b, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
 def scores_in(

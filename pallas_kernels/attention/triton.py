@@ -37,17 +37,16 @@ from jscale.pallas_kernels.attention.triton_tiles import (
     note,
     phases,
     places_of,
-    product,
     scores_of,
     seen_of,
     specs,
     split,
-    up,
     visits,
     wide,
     write,
 )
 from jscale.pallas_kernels.attention.tuned import TRITON, Extent, Sizes
+from jscale.pallas_kernels.block import product, up
 from jscale.pallas_kernels.device import device
 
 MOST = 65_535  # programs along the second axis of a grid

@@ -31,17 +31,16 @@ from jscale.pallas_kernels.attention.triton_tiles import (
     matrix,
     phases,
     places_of,
-    product,
     scores_of,
     seen_of,
     specs,
     split,
-    up,
     vector,
     visits,
     wide,
     write,
 )
+from jscale.pallas_kernels.block import product, up
 
 
 def _parameters(size: Tiles) -> plgpu.CompilerParams:

@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
+from jscale.pallas_kernels.block import up
 
 LOG2E = math.log2(math.e)  # the processor has 2^x, not e^x: scores are kept times this
 
@@ -100,11 +101,6 @@ def wide(size: int) -> int:
     return max(16, pl.next_power_of_2(size))
 
 
-def up(length: int, step: int) -> int:
-    """The length, filled up to whole tiles."""
-    return -(-length // step) * step
-
-
 def visits(problem: Problem, size: Tiles, places: Places, by_keys: bool = False) -> Any:
     """[R, tiles, 4]: where tiles of the other side begin to be seen, are all seen, are not, end.
 
@@ -128,7 +124,8 @@ def phases(found: Any) -> tuple[bool, bool, bool]:
     if not isinstance(found, np.ndarray):
         return True, True, True
     steps = np.diff(found, axis=-1) > 0
-    return tuple(bool(steps[..., part].any()) for part in range(3))  # type: ignore[return-value]
+    masked, whole, again = (bool(steps[..., part].any()) for part in range(3))
+    return masked, whole, again
 
 
 def _seen(problem: Problem, size: Tiles, places: Places) -> tuple[Any, Any]:
@@ -278,13 +275,6 @@ def scores_of(
         away = jnp.abs(places[0] - places[1]).astype(jnp.float32)
         found -= slope * LOG2E * away
     return found, slopes
-
-
-def product(a: Any, b: Any, axes: tuple[int, int] = (1, 0)) -> Any:
-    """Sums over an axis of each, in float32; float32 itself is not rounded to tensor-float 32."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dims = ((axes[0],), (axes[1],)), ((), ())
-    return lax.dot_general(a, b, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
 def loop(

@@ -30,7 +30,8 @@ from jscale.pallas_kernels import interpret
 from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
-from jscale.pallas_kernels.attention.tpu_tiles import LANES, product
+from jscale.pallas_kernels.attention.tpu_tiles import LANES
+from jscale.pallas_kernels.block import product
 from jscale.pallas_kernels.decode_attention.call import Call
 from jscale.pallas_kernels.decode_attention.pages import LIMITS, Pages
 from jscale.pallas_kernels.decode_attention.parts import Parts, Size, cut
@@ -185,7 +186,7 @@ def _call(
             ],
         ),
         out_shape=jax.ShapeDtypeStruct((K, rows.shape[1], V), dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
+        compiler_params=interpret.tpu_parameters("arbitrary"),
         interpret=interpret.tpu(),
         name="decode_attention",
     )(parts, table, rows, columns, pages)

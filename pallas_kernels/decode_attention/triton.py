@@ -24,7 +24,8 @@ from jscale.pallas_kernels import interpret
 from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
-from jscale.pallas_kernels.attention.triton_tiles import LOG2E, product, wide
+from jscale.pallas_kernels.attention.triton_tiles import LOG2E, wide
+from jscale.pallas_kernels.block import product
 from jscale.pallas_kernels.decode_attention.call import Call
 from jscale.pallas_kernels.decode_attention.pages import LIMITS, Pages
 from jscale.pallas_kernels.decode_attention.parts import Parts, Size, cut, most

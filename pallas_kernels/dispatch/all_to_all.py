@@ -6,6 +6,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
@@ -13,6 +14,7 @@ from jaxtyping import Array, Int
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.dispatch.order import Order, by_expert, collect, weigh
 from jscale.pallas_kernels.dispatch.signature import Received, own_experts
+from jscale.pallas_kernels.grouped_matmul.reference import group_of
 
 
 class Ticket(NamedTuple):
@@ -82,4 +84,4 @@ def _within(counts: Int[Array, "n G"], most: int) -> Int[Array, "n G"]:
 
 def _experts(counts: Int[Array, "n G"], places: int) -> Int[Array, "n P"]:
     """The expert of each place in parts that hold so many rows of each; G where there is none."""
-    return (jnp.cumsum(counts, 1)[:, None] <= jnp.arange(places)[None, :, None]).sum(-1)
+    return jax.vmap(lambda sizes: group_of(sizes, places))(counts)

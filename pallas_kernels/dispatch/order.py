@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jscale.pallas_kernels.grouped_matmul.rows import taken
+
 
 class Order(NamedTuple):
     """Choices sorted by expert, earlier tokens first.
@@ -45,11 +47,6 @@ def by_expert(choices: Int[Array, "T C"], experts: int, rows: int | None = None)
     origin = jnp.where(jnp.arange(M) < total, order[:M], count)
     place = jnp.where((key < experts) & (rank < M), rank, M)
     return Order(origin, place.reshape(choices.shape), jnp.diff(ends, prepend=0))
-
-
-def taken(x: Float[Array, "R D"], index: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows by index; 0 where the index is R, of a row that is not there."""
-    return x.at[index].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp

@@ -16,8 +16,10 @@ from jaxtyping import Array, Int
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.device import device
-from jscale.pallas_kernels.dispatch.order import Order, by_expert, collect, taken, weigh
+from jscale.pallas_kernels.dispatch.order import Order, by_expert, collect, weigh
 from jscale.pallas_kernels.dispatch.signature import Received, own_experts
+from jscale.pallas_kernels.grouped_matmul.reference import group_of
+from jscale.pallas_kernels.grouped_matmul.rows import taken
 
 
 class Route(NamedTuple):
@@ -114,7 +116,7 @@ def _route(
 def _experts(counts: Int[Array, "n G"], places: int) -> Int[Array, " R"]:
     """The expert of each place of a buffer that holds so many rows; G where there is none."""
     n, G = counts.shape
-    part = jnp.searchsorted(jnp.cumsum(counts.reshape(-1)), jnp.arange(places), side="right")
+    part = group_of(counts.reshape(-1), places)
     return jnp.where(part < n * G, part % G, G)
 
 

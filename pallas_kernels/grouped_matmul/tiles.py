@@ -3,6 +3,7 @@
 from itertools import product
 from typing import Any, NamedTuple
 
+from jscale.pallas_kernels.block import up
 from jscale.pallas_kernels.tiles.gpu import shared_memory
 from jscale.pallas_kernels.tiles.tunable import Tunable
 
@@ -87,17 +88,13 @@ def for_tpu(kind: str, extent: Extent) -> Sizes:
     return Sizes(**found)
 
 
-def _up(length: int, step: int) -> int:
-    return -(-length // step) * step
-
-
 def _cut(extent: Extent, size: Tiles) -> Tiles:
     """Tiles no larger than what there is, filled up to whole registers.
 
     A size is divided into even tiles: of 768, in tiles of 512, the second would be half empty.
     """
-    rows = min(size.rows, _up(extent.rows, 16))
-    even = lambda most, length: _up(-(-length // -(-length // most)), LANES)
+    rows = min(size.rows, up(extent.rows, 16))
+    even = lambda most, length: up(-(-length // -(-length // most)), LANES)
     return Tiles(rows, even(size.inner, extent.inner), even(size.outer, extent.outer))
 
 
@@ -173,13 +170,13 @@ def for_triton(kind: str, extent: Extent) -> Programs:
 
 def _cut_programs(extent: Extent, sizes: Programs) -> Programs:
     """Tiles no larger than what there is; products need 16 of each."""
-    up = lambda most, length: min(most, max(16, 1 << (length - 1).bit_length()))
+    fit = lambda most, length: min(most, max(16, 1 << (length - 1).bit_length()))
 
     def cut(size: Warps) -> Warps:
         return size._replace(
-            rows=up(size.rows, extent.rows),
-            inner=up(size.inner, extent.inner),
-            outer=up(size.outer, extent.outer),
+            rows=fit(size.rows, extent.rows),
+            inner=fit(size.inner, extent.inner),
+            outer=fit(size.outer, extent.outer),
         )
 
     return Programs(*(cut(size) for size in sizes))

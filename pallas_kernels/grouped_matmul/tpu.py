@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from jscale.pallas_kernels import interpret
+from jscale.pallas_kernels.block import product
 from jscale.pallas_kernels.device import device
 from jscale.pallas_kernels.grouped_matmul.rows import given_back
 from jscale.pallas_kernels.grouped_matmul.tiles import TPU, Extent, Sizes, Tiles, limit
@@ -80,18 +81,12 @@ def _multiplied(
             scratch_shapes=[pltpu.VMEM((t, across), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct((M, width), x.dtype),
-        compiler_params=_parameters("parallel", "arbitrary", "arbitrary"),
+        compiler_params=interpret.tpu_parameters(
+            "parallel", "arbitrary", "arbitrary", vmem_limit_bytes=limit(device().kind)
+        ),
         interpret=interpret.tpu(),
         name="grouped_matmul_backward" if turned else "grouped_matmul_forward",
     )(visits, x, w)
-
-
-def _parameters(*semantics: Any) -> Any:
-    # Interpreted, these would have to be told of the axes of vmap too.
-    return pltpu.CompilerParams(
-        dimension_semantics=None if interpret.active() else semantics,
-        vmem_limit_bytes=limit(device().kind),
-    )
 
 
 def _rows_kernel(
@@ -135,13 +130,6 @@ def _own(known: Visits, v: Any, tile: Any, shape: tuple[int, ...]) -> Any:
     return (row >= known.low[v]) & (row < known.high[v])
 
 
-def product(a: Any, b: Any, axes: tuple[int, int]) -> Any:
-    """Sums over an axis of each, in float32; float32 itself is not multiplied as bfloat16."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dims = ((axes[0],), (axes[1],)), ((), ())
-    return lax.dot_general(a, b, dims, precision=exact, preferred_element_type=jnp.float32)
-
-
 def _matrices(
     size: Tiles, x: Float[Array, "M D"], by: Float[Array, "M F"], w: Array, sizes: Array
 ) -> Float[Array, "E D F"]:
@@ -162,7 +150,9 @@ def _matrices(
             scratch_shapes=[pltpu.VMEM((d, f), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct(w.shape, w.dtype),
-        compiler_params=_parameters("parallel", "parallel", "arbitrary"),
+        compiler_params=interpret.tpu_parameters(
+            "parallel", "parallel", "arbitrary", vmem_limit_bytes=limit(device().kind)
+        ),
         interpret=interpret.tpu(),
         name="grouped_matmul_matrices",
     )(visits, x, by)

@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from jscale.pallas_kernels import interpret
+from jscale.pallas_kernels.block import product, up
 from jscale.pallas_kernels.device import device
 from jscale.pallas_kernels.grouped_matmul.rows import given_back
 from jscale.pallas_kernels.grouped_matmul.tiles import TRITON, Extent, Programs, Warps
@@ -74,7 +75,7 @@ def _multiplied(
         partial(_rows_kernel, size, turned, (length, width)),
         grid=(known.group.shape[0] * columns,),
         in_specs=[Rows(_whole(known), _whole(rows), _wide(x, summed), _matrix(size, w.shape))],
-        out_specs=pl.BlockSpec((M, _up(width, across)), lambda p: (0, 0)),
+        out_specs=pl.BlockSpec((M, up(width, across)), lambda p: (0, 0)),
         out_shape=jax.ShapeDtypeStruct((M, width), x.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=size.warps, num_stages=size.stages),
         interpret=interpret.gpu(),
@@ -89,17 +90,13 @@ def _whole(x: Any) -> Any:
 
 def _wide(x: Array, step: int) -> Any:
     """All of an array, whose columns are read in tiles: an address, nothing is fetched."""
-    return pl.BlockSpec((x.shape[0], _up(x.shape[1], step)), lambda p: (0, 0))
+    return pl.BlockSpec((x.shape[0], up(x.shape[1], step)), lambda p: (0, 0))
 
 
 def _matrix(size: Warps, shape: tuple[int, ...]) -> Any:
     """All of the matrices, likewise."""
     E, D, F = shape
-    return pl.BlockSpec((E, _up(D, size.inner), _up(F, size.outer)), lambda p: (0, 0, 0))
-
-
-def _up(length: int, step: int) -> int:
-    return -(-length // step) * step
+    return pl.BlockSpec((E, up(D, size.inner), up(F, size.outer)), lambda p: (0, 0, 0))
 
 
 def _side_by_side(p: Any, turns: int, columns: int) -> tuple[Any, Any]:
@@ -183,13 +180,6 @@ def _load(ref: Any, keep: tuple[Any, Any]) -> Any:
     """A tile, 0 where it is not to be read."""
     mask = _both(*keep, ref.shape)
     return plgpu.load(ref) if mask is None else plgpu.load(ref, mask=mask, other=0.0)
-
-
-def product(a: Any, b: Any, axes: tuple[int, int]) -> Any:
-    """Sums over an axis of each, in float32; float32 itself is not rounded to tensor-float 32."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dims = ((axes[0],), (axes[1],)), ((), ())
-    return lax.dot_general(a, b, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _matrices(

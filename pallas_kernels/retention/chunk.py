@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jscale.pallas_kernels.block import product
+
 
 class Runs(NamedTuple):
     """The runs of packed rows: of the places, down and across, and the one the state is of."""
@@ -68,10 +70,10 @@ def forward(
     power: Powers,
 ) -> tuple[Float[Array, "C V"], Float[Array, "H V"]]:
     """The chunk's result and the state after it, in float32; products in the inputs' dtype."""
-    scores = (product(q, k, 1, 1) * power.within).astype(v.dtype)
+    scores = (product(q, k, (1, 1)) * power.within).astype(v.dtype)
     out = product(scores, v) + power.enter * product(q, state.astype(q.dtype))
     faded = (k.astype(jnp.float32) * power.leave).astype(v.dtype)
-    return out, power.through * state + product(faded, v, 0, 0)
+    return out, power.through * state + product(faded, v, (0, 0))
 
 
 def backward(
@@ -85,19 +87,12 @@ def backward(
     From `inputs` as `forward` had them, and the gradients of its two results.
     """
     q, k, v, state = inputs
-    scores = (product(q, k, 1, 1) * power.within).astype(v.dtype)
-    change = (product(slope, v, 1, 1) * power.within).astype(q.dtype)
+    scores = (product(q, k, (1, 1)) * power.within).astype(v.dtype)
+    change = (product(slope, v, (1, 1)) * power.within).astype(q.dtype)
     entered = (slope.astype(jnp.float32) * power.enter).astype(q.dtype)
     left = later.astype(v.dtype)
     faded = (k.astype(jnp.float32) * power.leave).astype(v.dtype)
-    dq = product(change, k) + product(entered, state.astype(q.dtype), 1, 1)
-    dk = product(change, q, 0, 0) + power.leave * product(v, left, 1, 1)
-    dv = product(scores, slope, 0, 0) + product(faded, left)
-    return dq, dk, dv, power.through * later + product(q, entered, 0, 0)
-
-
-def product(a: Array, b: Array, i: int = 1, j: int = 0) -> Float[Array, "_ _"]:
-    """The sum over axis i of `a` and axis j of `b`, in float32; float32 itself is not rounded."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    axes = ((i,), (j,)), ((), ())
-    return lax.dot_general(a, b, axes, precision=exact, preferred_element_type=jnp.float32)
+    dq = product(change, k) + product(entered, state.astype(q.dtype), (1, 1))
+    dk = product(change, q, (0, 0)) + power.leave * product(v, left, (1, 1))
+    dv = product(scores, slope, (0, 0)) + product(faded, left)
+    return dq, dk, dv, power.through * later + product(q, entered, (0, 0))

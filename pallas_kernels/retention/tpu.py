@@ -124,7 +124,6 @@ def _blocks(size: int, chunks: int, shape: tuple[int, int], back: bool) -> tuple
 
 def _call(body: Any, grid: tuple[int, ...], blocks: Any, outs: Any, shapes: Any, state: Any) -> Any:
     # Interpreted, these would have to be told of the axes of vmap too.
-    semantics = None if interpret.active() else ("parallel", "parallel", "arbitrary")
     return pl.pallas_call(
         body,
         grid=grid,
@@ -132,7 +131,7 @@ def _call(body: Any, grid: tuple[int, ...], blocks: Any, outs: Any, shapes: Any,
         out_specs=outs,
         out_shape=shapes,
         scratch_shapes=[pltpu.VMEM(state, jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        compiler_params=interpret.tpu_parameters("parallel", "parallel", "arbitrary"),
         interpret=interpret.tpu(),
         name="retention" + body.func.__name__.removesuffix("_kernel"),
     )

@@ -19,9 +19,9 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from jscale.pallas_kernels import interpret
-from jscale.pallas_kernels.attention.triton_tiles import split, up, wide
+from jscale.pallas_kernels.attention.triton_tiles import split, wide
+from jscale.pallas_kernels.block import product, up
 from jscale.pallas_kernels.retention import chunk
-from jscale.pallas_kernels.retention.chunk import product
 
 WIDEST = {"float32": 128, "bfloat16": 256, "float16": 256}  # keys of a state, for registers
 MOST = 65_535  # programs along the second axis of a grid
@@ -155,7 +155,7 @@ def _later_kernel(p: Problem, decay: Any, q: Any, slope: Any, *refs: Any) -> Non
         power = _powers(p, decay, m)
         queries = _get(q, places, keys)
         entered = (_get(slope, places, values).astype(jnp.float32) * power.enter).astype(q.dtype)
-        return power.through * later + product(queries, entered, 0, 0)
+        return power.through * later + product(queries, entered, (0, 0))
 
     _, keys, values = _spans(p, 0, j)
     _put(first, lax.fori_loop(0, p.chunks, step, _get(last, keys, values)), keys, values)
@@ -167,7 +167,7 @@ def _backward_kernel(p: Problem, decay: Any, q: Any, k: Any, v: Any, *refs: Any)
     m = pl.program_id(1)
     places, keys, _ = _spans(p, m, 0)
     power, (q, k) = _powers(p, decay, m), (_get(ref, places, keys) for ref in (q, k))
-    scores = (product(q, k, 1, 1) * power.within).astype(v.dtype)
+    scores = (product(q, k, (1, 1)) * power.within).astype(v.dtype)
     faded = (k.astype(jnp.float32) * power.leave).astype(v.dtype)
 
     def step(j: Any, sums: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -175,12 +175,12 @@ def _backward_kernel(p: Problem, decay: Any, q: Any, k: Any, v: Any, *refs: Any)
         values = _spans(p, m, j)[2]
         tile, back = _get(v, places, values), _get(slope, places, values)
         state, later = (_get(ref, keys, values).astype(v.dtype) for ref in (states, laters))
-        _put(dv, product(scores, back, 0, 0) + product(faded, later), places, values)
+        _put(dv, product(scores, back, (0, 0)) + product(faded, later), places, values)
         enter = (back.astype(jnp.float32) * power.enter).astype(v.dtype)
         return (
-            change + product(back, tile, 1, 1),
-            entered + product(enter, state, 1, 1),
-            left + product(tile, later, 1, 1),
+            change + product(back, tile, (1, 1)),
+            entered + product(enter, state, (1, 1)),
+            left + product(tile, later, (1, 1)),
         )
 
     zeros = jnp.zeros((p.C, wide(p.H)), jnp.float32)
@@ -188,7 +188,7 @@ def _backward_kernel(p: Problem, decay: Any, q: Any, k: Any, v: Any, *refs: Any)
     change, entered, left = lax.fori_loop(0, pl.cdiv(p.V, p.W), step, sums)
     change = (change * power.within).astype(q.dtype)
     _put(dq, product(change, k) + entered, places, keys)
-    _put(dk, product(change, q, 0, 0) + power.leave * left, places, keys)
+    _put(dk, product(change, q, (0, 0)) + power.leave * left, places, keys)
 
 
 def _blocks(p: Problem) -> tuple[Any, ...]:
