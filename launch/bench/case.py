@@ -26,7 +26,9 @@ def measure(
     right = subject.values(case, inputs)
     ready: dict[str, Ready] = {}
     silent: dict[str, dict[str, str]] = {}
-    for name, contender in subject.contenders(case).items():
+    ours = subject.contenders(case)
+    others = {} if subject.rivals is None else subject.rivals(case)
+    for name, contender in {**ours, **others}.items():
         if isinstance(contender, str):
             silent[name] = {"refused": contender}
             continue
@@ -46,6 +48,7 @@ def measure(
         "title": str(case),
         "case": asdict(case),
         "chosen": chosen,
+        "ours": list(ours),
         "silent": silent,
         "passes": {
             name: one_pass(name, w, ready, chosen, (ceiling, clock, where, case.dtype))

@@ -57,8 +57,9 @@ class Subject:
         inputs: arrays by name; gradients are of those that are floating point.
         work: what each pass must do; the passes are those that there are.
         values: what is right.
-        contenders: who competes; a word instead says why one cannot.
+        contenders: ours, who compete; a word instead says why one cannot.
         chosen: the name, among them, of whom jscale chooses by itself.
+        rivals: others, who compete; None for nobody.
         targets: what of it can be tuned for a case on a device (`tune.Target`); None for nothing.
         limits: by dtype, how far from what is right others may be (relative Frobenius error).
     """
@@ -71,6 +72,7 @@ class Subject:
     values: Callable[[Any, Mapping[str, Any]], Values]
     contenders: Callable[[Any], Mapping[str, Contender | str]]
     chosen: Callable[[Any], str]
+    rivals: Callable[[Any], Mapping[str, Contender | str]] | None = None
     targets: Callable[[Any, Any], Sequence[Any]] | None = None
     limits: Mapping[str, float] = field(default_factory=lambda: LIMIT)
 

@@ -128,10 +128,8 @@ def measure(chosen: Iterable[Any], where: "Device", clock: "Clock", options: Any
 
 
 def wrong_ones(found: Mapping[str, Any]) -> list[str]:
-    """Who, of ours, was not right: others' names have a space or are packages'."""
-    foreign = ("torch", "tokamax", "optax")
-    silent = found["silent"]
-    return [n for n in silent if "wrong" in silent[n] and " " not in n and n not in foreign]
+    """Who, of ours, was not right."""
+    return [name for name in found["ours"] if "wrong" in found["silent"].get(name, {})]
 
 
 def say_ceiling(where: "Device", dtype: str, ceiling: Any, clock: "Clock") -> None:

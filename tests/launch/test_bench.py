@@ -54,12 +54,14 @@ SQUARE = Subject(
     contenders=lambda case: {
         "ours": differentiable(lambda x: x * x),
         "false": differentiable(lambda x: x * x * 1.001),
-        "false gradient": differentiable(lambda x: x * jnp.asarray(x, jnp.bfloat16) + x * x),
-        "forward only": differentiable(lambda x: x**2, gradients=False),
-        "raises": differentiable(raising),
         "refuses": "needs circles",
     },
     chosen=lambda case: "ours",
+    rivals=lambda case: {
+        "false gradient": differentiable(lambda x: x * jnp.asarray(x, jnp.bfloat16) + x * x),
+        "forward only": differentiable(lambda x: x**2, gradients=False),
+        "raises": differentiable(raising),
+    },
 )
 
 

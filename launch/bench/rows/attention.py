@@ -138,11 +138,10 @@ def call(case: Case) -> Call:
 
 
 def contenders(case: Case) -> dict[str, Contender | str]:
-    """Ours by name, then others."""
+    """Ours by name."""
     scores = 4 * case.rows * case.heads * case.length**2
     too_much = f"holds {scores / 2**30:.0f} GiB of scores" if scores > MOST else None
-    found = ours(OPERATION, call(case), partial(run, case), too_much)
-    return found | rivals.contenders(case, device().platform)
+    return ours(OPERATION, call(case), partial(run, case), too_much)
 
 
 def run(case: Case, name: str) -> Callable[..., Array]:
@@ -172,4 +171,8 @@ def targets(case: Case, where: Device) -> list[Target]:
     return [target(tunable) for tunable in kernels or here]
 
 
-SUBJECT = Subject("attention", Case, cases, inputs, work, values, contenders, chosen, targets)
+SUBJECT = Subject(
+    *("attention", Case, cases, inputs, work, values, contenders, chosen),
+    rivals=lambda case: rivals.contenders(case, device().platform),
+    targets=targets,
+)

@@ -85,9 +85,13 @@ def values(case: Case, given: Mapping[str, Any]) -> Values:
 
 
 def contenders(case: Case) -> dict[str, Contender | str]:
-    """Ours by name, and optax's."""
-    found: dict[str, Contender | str] = {n: differentiable(run(n)) for n in choice.IMPLEMENTATIONS}
-    return found | {"optax": differentiable(by_optax)}
+    """Ours by name."""
+    return {name: differentiable(run(name)) for name in choice.IMPLEMENTATIONS}
+
+
+def rivals(case: Case) -> dict[str, Contender | str]:
+    """Whole logits."""
+    return {"optax": differentiable(by_optax)}
 
 
 def chosen(case: Case) -> str:
@@ -95,4 +99,6 @@ def chosen(case: Case) -> str:
     return choice.choose(case.tokens, case.vocabulary)
 
 
-SUBJECT = Subject("linear_cross_entropy", Case, cases, inputs, work, values, contenders, chosen)
+SUBJECT = Subject(
+    *("linear_cross_entropy", Case, cases, inputs, work, values, contenders, chosen), rivals=rivals
+)
