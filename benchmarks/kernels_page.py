@@ -40,11 +40,12 @@ WHAT = """
 **Run**: values and all gradients (where the operation has some) equal those of a loop or of the
 reference, in tests on CPU; a reference without such tests is the definition of right itself.
 **Interpreted**: the same, the kernel run step by step without its chip, outputs that nobody wrote
-being NaN. **Compiled for**: forward and backward, by the chip's own compiler, for chips that were
-not there. **Measured on**: compared with the reference and timed there by `jscale bench`. Limits of
-tests: relative Frobenius error 1e-5 in float32, 1e-2 in bfloat16. An implementation "by name only"
-is never chosen until it has run on a real chip. What devices exchange (`context_attention`,
-`dispatch`) is no choice of implementations and is not in this table.
+being NaN; tensor memory (Blackwell) from JAX 0.12 on, where accesses that race fail. **Compiled
+for**: forward and backward, by the chip's own compiler, for chips that were not there. **Measured
+on**: compared with the reference and timed there by `jscale bench`. Limits of tests: relative
+Frobenius error 1e-5 in float32, 1e-2 in bfloat16. An implementation "by name only" is never chosen
+until it has run on a real chip. What devices exchange (`context_attention`, `dispatch`) is no
+choice of implementations and is not in this table.
 
 """
 

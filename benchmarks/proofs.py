@@ -65,6 +65,13 @@ PROOFS = (
     Proof(
         "retention", "reference", "run", r"test_retention\.py::test_the_recurrence_equals_a_loop"
     ),
+    *(
+        Proof(
+            *("attention", name, "interpreted"),
+            rf"test_attention_(sinks|together)\.py::test_(it_is|all_of|padding|packed).*\b{name}\]",
+        )
+        for name in ("tpu", "triton")
+    ),
     Proof(
         *("attention", "mosaic_gpu", "interpreted"),
         r"test_attention_mosaic_gpu\.py::test_(all_)?values_and_gradients",
@@ -72,6 +79,14 @@ PROOFS = (
     Proof(
         *("attention", "mosaic_gpu", "compiled"),
         *(r"test_attention_mosaic_gpu\.py::test_it_compiles_for_a_gpu", "h100"),
+    ),
+    Proof(
+        *("attention", "mosaic_blackwell", "interpreted"),  # by JAX 0.12 and newer
+        r"test_attention_blackwell\.py::test_(all_)?values_and_gradients",
+    ),
+    Proof(
+        *("attention", "mosaic_blackwell", "compiled"),
+        *(r"test_attention_blackwell\.py::test_it_compiles_for_a_gpu", "b200"),
     ),
     Proof("retention", "xla", "run", r"test_retention\.py::test_chunks_and_the_recurrence_equal"),
     Proof("retention", "tpu", "interpreted", r"test_retention\.py::test_the_kernel_equals"),
@@ -107,6 +122,21 @@ PROOFS = (
     Proof(
         *("linear_cross_entropy", "xla", "run"),
         r"test_linear_cross_entropy\.py::test_chunks_equal_the_reference",
+    ),
+    *(
+        Proof(
+            *("linear_cross_entropy", name, "interpreted"),
+            rf"test_linear_cross_entropy_kernels\.py::test_(values|bfloat16)\w*\[.*\b{name}\]",
+        )
+        for name in ("tpu", "triton")
+    ),
+    Proof(
+        *("linear_cross_entropy", "tpu", "compiled"),
+        r"test_linear_cross_entropy_chips\.py::test_compiles_f\w*\[(?P<chip>v\w+|tpu7x)-",
+    ),
+    Proof(
+        *("linear_cross_entropy", "triton", "compiled"),
+        r"test_linear_cross_entropy_chips\.py::test_compiles_f\w*\[(?P<chip>[hb]\d+)-",
     ),
     Proof(
         *("grouped_matmul", "xla", "run"),
@@ -194,14 +224,17 @@ def collected(marks: str = EVERY) -> list[str]:
 
 
 class Recorder:
-    """A plugin of pytest that keeps how each test ended, and its properties, as soon as it has."""
+    """A plugin of pytest that keeps how each test ended, and its properties, as soon as it has.
+
+    What was skipped stays as it was: another JAX may have run it.
+    """
 
     def __init__(self) -> None:
         self.tests: dict[str, dict[str, Any]] = {}
         self.stamp = {"jax": version("jax"), "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.when == "call" or report.outcome != "passed":
+        if report.outcome != "skipped" and (report.when == "call" or report.outcome != "passed"):
             properties = {name: value for name, value in report.user_properties}
             found = {"outcome": report.outcome, **self.stamp}
             self.tests[report.nodeid] = found | ({"properties": properties} if properties else {})

@@ -4,12 +4,13 @@ What is drawn, and what "equal" is, is in attention_grid.py: the tests of the ke
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_grid import MASKS, Case, agree, cases, same, value_and_grads
+from attention_grid import MASKS, Case, agree, cases, cotangent, same, value_and_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from jscale.pallas_kernels.attention import (
 )
 from jscale.pallas_kernels.attention.choice import LONG, OPERATION, _check
 from jscale.pallas_kernels.attention.reference import LEAST
+from jscale.pallas_kernels.attention.sinks import afterwards
 from jscale.pallas_kernels.attention.visits import Tiles, look
 from jscale.pallas_kernels.attention.xla import blockwise
 from jscale.pallas_kernels.implementation import _choose
@@ -99,10 +101,7 @@ def test_the_reference_equals_a_loop_and_its_gradients_the_loops_differences(cas
     # The loss of value_and_grads, by the loop, along one direction through all inputs.
     rng = np.random.default_rng(case.seed)
     way = {name: rng.standard_normal(x.shape) for name, x in wide.items()}
-    slopes = [
-        np.random.default_rng(9 + i).standard_normal(x.shape, np.float32)
-        for i, x in enumerate((out, lse))
-    ]
+    slopes = [cotangent(i, x.shape) for i, x in enumerate((out, lse))]
     seen = sums > LEAST / 2
 
     def loss(step):
@@ -118,7 +117,7 @@ def test_the_reference_equals_a_loop_and_its_gradients_the_loops_differences(cas
 @settings(deadline=None, max_examples=15)
 @given(cases(), st.sampled_from([Tiles(8, 8), Tiles(16, 8), Tiles(8, 24)]))
 def test_tiles_equal_the_reference(case, size):
-    agree(case, lambda *x: blockwise(*x, size=size))
+    agree(case, afterwards(partial(blockwise, size=size)))
 
 
 @settings(deadline=None, max_examples=15)
@@ -360,6 +359,11 @@ def call(heads=(2, 2), queries=2, **options):
     return attention(q, k, v, **options)
 
 
+def check_dtypes(q, k):
+    one, other = (jnp.zeros((1, 2, 1, 4), dtype) for dtype in (q, k))
+    _check(one, other, other, Scores(), Places())
+
+
 def pair(*shapes):
     return tuple(jnp.zeros(shape, jnp.int32) for shape in shapes)
 
@@ -373,6 +377,8 @@ def pair(*shapes):
         (lambda: call(keys=(1, 2, 2, 5)), r"q \(1, 2, 2, 4\), k \(1, 2, 2, 5\) and v .*fit"),
         (lambda: call(keys=(2, 2, 2, 4)), r"k \(2, 2, 2, 4\)"),
         (lambda: call(values=(1, 3, 2, 4)), r"v \(1, 3, 2, 4\) do not fit"),
+        (lambda: check_dtypes("int32", "int32"), "q int32, .* must be of one floating dtype"),
+        (lambda: check_dtypes("bfloat16", "float32"), "q bfloat16, k float32 and v float32 must"),
         (lambda: call(positions=pair((1, 2), (1, 3))), r"positions \(1, 2\) and \(1, 3\) must be"),
         (lambda: call(segments=pair((1, 1), (1, 2))), r"segments \(1, 1\) and \(1, 2\) must be"),
         (lambda: call(scores=Scores(slopes=jnp.ones(3))), r"slopes \(3,\) must be of 2 heads"),

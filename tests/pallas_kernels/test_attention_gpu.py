@@ -158,6 +158,7 @@ OTHER = {
         cap=30.0,
         bias=(False, True),
         slopes=True,
+        sinks=True,
         segments=True,
         positions=True,
         dtype="bfloat16",

@@ -116,11 +116,11 @@ def test_masks_scores_and_places_equal_the_reference(mask, scores, places, kv_he
 CHIPS = {"v4": "v4-8", "v5e": "v5e-1", "v5p": "v5p-8", "v6e": "v6e-1", "tpu7x": "tpu7x-8"}
 # Rows, queries, keys, heads, key/value heads, head size, value size, and what else.
 BASIC = ((1, 1024, 1024, 4, 2, 128, 128), jnp.bfloat16, CAUSAL, ())
-ALL = ("bias", "slopes", "positions", "segments")
+ALL = ("bias", "slopes", "sinks", "positions", "segments")
 SHAPES = {
     "plain": BASIC,
     "scores": ((1, 1024, 1024, 4, 2, 64, 64), jnp.bfloat16, Mask(window=300, prefix=5), ALL),
-    "ragged": ((2, 1000, 1200, 2, 1, 192, 128), jnp.bfloat16, Mask(chunk=128), ALL[2:]),
+    "ragged": ((2, 1000, 1200, 2, 1, 192, 128), jnp.bfloat16, Mask(chunk=128), ALL[3:]),
     "float32": ((2, 200, 333, 2, 2, 80, 40), jnp.float32, CAUSAL, ALL[:2]),
     "large": ((1, 1024, 1024, 2, 1, 256, 256), jnp.float32, CAUSAL, ()),
 }
@@ -132,13 +132,15 @@ def compiled(chip, sizes, dtype, mask, given, around=lambda one: one):
     of = lambda d, *shape: jax.ShapeDtypeStruct(shape, d)
     pair = of(jnp.int32, B, T), of(jnp.int32, B, S)
     more = dict(
-        bias=of(jnp.float32, 1, N, T, S), slopes=of(jnp.float32, N), positions=pair, segments=pair
+        bias=of(jnp.float32, 1, N, T, S),
+        **dict.fromkeys(("slopes", "sinks"), of(jnp.float32, N)),
+        **dict.fromkeys(("positions", "segments"), pair),
     )
     x = of(dtype, B, T, N, H), of(dtype, B, S, K, H), of(dtype, B, S, K, V)
 
     def run(x, inputs):
         get = inputs.get
-        scores = Scores(cap=20.0, bias=get("bias"), slopes=get("slopes"))
+        scores = Scores(None, 20.0, get("bias"), get("slopes"), get("sinks"))
         places = dict(positions=get("positions"), segments=get("segments"))
         one = around(lambda *x: attention(*x, mask=mask, scores=scores, **places))
         return jax.value_and_grad(lambda x: one(*x).astype(jnp.float32).sum())(x)

@@ -256,14 +256,20 @@ def test_what_each_query_sees_is_its_own(name):
     assert (jax.jit(run)(q, k, codes, None, None) == codes).all()
 
 
-def test_bfloat16_is_near_float32():
+@pytest.mark.parametrize("name", FLAT)
+def test_bfloat16_is_near_float32(name):
+    exchange, sinks = FLAT[name], jnp.linspace(-1.0, 2.0, 4)
     q, k, v = (x.astype(jnp.bfloat16) for x in draw(48, (4, 2)))
-    run = lambda q, k, v, sinks, given: context_attention_with_lse(q, k, v, CAUSAL, RING)
-    split = lambda q, k, v, sinks: on(mesh(4), RING, run)(q, k, v, sinks, None)
-    whole = lambda q, k, v, sinks: attention_with_lse(q, k, v, CAUSAL)
-    exact = everything(whole, *[x.astype(jnp.float32) for x in (q, k, v)])
-    found = everything(split, q, k, v)
-    assert [x.dtype for x in found] == [jnp.bfloat16, jnp.float32, *[jnp.bfloat16] * 3]
+
+    def run(q, k, v, sinks, given):
+        return context_attention_with_lse(q, k, v, CAUSAL, exchange, scores=Scores(sinks=sinks))
+
+    split = lambda q, k, v, sinks: on(mesh(4), exchange, run)(q, k, v, sinks, None)
+    whole = lambda q, k, v, sinks: attention_with_lse(q, k, v, CAUSAL, Scores(sinks=sinks))
+    exact = everything(whole, *[x.astype(jnp.float32) for x in (q, k, v)], sinks)
+    found = everything(split, q, k, v, sinks)
+    dtypes = jnp.bfloat16, jnp.float32, *[jnp.bfloat16] * 3, jnp.float32
+    assert tuple(x.dtype for x in found) == dtypes
     same(found, exact, 1e-2)
 
 

@@ -17,6 +17,7 @@ from jscale.pallas_kernels.dispatch.reference import reference
 from jscale.pallas_kernels.grouped_matmul import grouped_matmul
 
 FLOAT32 = 1e-5  # relative Frobenius error
+SLOW = pytest.mark.slow
 P = jax.P
 
 
@@ -235,16 +236,74 @@ def test_under_transformations(around):
     near(found, wanted(x, w, weights, choices, back))
 
 
+def test_each_of_a_batch_by_itself():
+    """vmap over problems, each with choices of its own."""
+    problems = [draw("skewed", tokens=9, seed=seed) for seed in (0, 1)]
+    x, w, weights, choices, back = (jnp.stack(a) for a in zip(*problems, strict=True))
+    run = lambda *given: layer(Local(), 8, *given)[0]
+
+    def both(x, w, weights, choices, back):
+        out, pull = jax.vjp(lambda *a: run(*a, choices), x, w, weights)
+        return out, *pull(back)
+
+    found = jax.jit(jax.vmap(both))(x, w, weights, choices, back)
+    for n, problem in enumerate(problems):
+        near([a[n] for a in found], wanted(*problem))
+
+
 @pytest.mark.parametrize(
-    "choices, experts, message",
-    [
-        (jnp.zeros((3, 2), jnp.int32), 8, r"must be \[T, C\] with the T=32"),
-        (jnp.zeros((32, 2), jnp.int32), 0, "there must be an expert"),
-    ],
+    "tokens, choices, experts",
+    [(0, 2, 4), (1, 1, 1)]
+    + [pytest.param(*p, marks=SLOW) for p in [(13, 3, 5), (40, 8, 64), (33, 5, 256), (129, 8, 8)]],
 )
-def test_wrong_calls_are_named(choices, experts, message):
+def test_any_choices_without_an_exchange(tokens, choices, experts):
+    problem = draw("padding", tokens, choices, experts, seed=5)
+    near(everything(partial(layer, Local(), experts), *problem)[0], wanted(*problem))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "tokens, choices, experts",
+    [(0, 2, 8)]
+    + [pytest.param(*p, marks=SLOW) for p in [(8, 1, 8), (24, 3, 8), (40, 8, 16), (16, 7, 256)]],
+)
+def test_any_choices_equal_one_device(way, tokens, choices, experts):
+    """None, and one to eight choices, up to 256 experts."""
+    problem = draw("padding", tokens, choices, experts, seed=6)
+    found, dropped = everything(partial(split, WAYS[way]("expert"), MESHES[1]), *problem)
+    near(found, wanted(*problem))
+    assert dropped.sum() == 0
+
+
+FLAWED = [
+    (dict(choices=jnp.zeros((3, 2), jnp.int32)), r"must be \[T, C\] with the T=32"),
+    (dict(choices=jnp.zeros((32, 2))), "choices must be integers, not float32"),
+    (dict(x=jnp.zeros((32, 2, 2))), r"x must be real numbers \[T, D\], not float32 \(32, 2, 2\)"),
+    (dict(x=jnp.zeros((32, 2), jnp.int32)), "x must be real numbers .* not int32"),
+    (dict(experts=0), "experts must be a whole number of at least 1, not 0"),
+    (dict(by=Local), "by must be a way to dispatch"),
+    (dict(by=Gather("expert")), "axis 'expert' is no mesh axis"),
+    (dict(by=AllToAll("expert")), "axis 'expert' is no mesh axis"),
+    (dict(by=Ragged("expert")), "axis 'expert' is no mesh axis"),
+    (dict(y=jnp.zeros((3, 4))), r"y \(3, 4\) must have a result for each of the 64 rows"),
+    (dict(y=jnp.zeros(64)), r"y must be real numbers \[M, F\]"),
+    (dict(weights=jnp.zeros((32, 3))), r"weights \(32, 3\) must be those of choices \(32, 2\)"),
+    (
+        dict(weights=jnp.zeros((32, 2), jnp.int32)),
+        r"weights must be real numbers \[T, C\], not int",
+    ),
+]
+
+
+@pytest.mark.parametrize("flaw, message", FLAWED)
+def test_wrong_calls_are_named(flaw, message):
+    x, _, weights, choices, _ = draw()
+    given = dict(x=x, weights=weights, choices=choices, experts=8, by=Local(), y=jnp.zeros((64, 4)))
+    given |= flaw
+    unchecked = lambda f: getattr(f, "__wrapped__", f)  # without the types that tests check
     with pytest.raises(ConfigError, match=message):
-        dispatch(draw()[0], choices, experts, Local())
+        _, ticket = unchecked(dispatch)(given["x"], given["choices"], given["experts"], given["by"])
+        unchecked(combine)(given["y"], given["weights"], ticket, given["by"])
 
 
 @pytest.mark.parametrize("way", WAYS.values())
@@ -257,7 +316,7 @@ def test_experts_that_do_not_divide_are_named(way):
         jax.shard_map(run, mesh=mesh, in_specs=(each, each), out_specs=each)(x, choices)
 
 
-@pytest.mark.parametrize("way", [AllToAll, Ragged])
+@pytest.mark.parametrize("way", [Gather, AllToAll, Ragged])
 def test_no_room_at_all_is_named(way):
-    with pytest.raises(ConfigError, match="must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="must be a whole number of at least 1 or None, not 0"):
         way("expert", 0)

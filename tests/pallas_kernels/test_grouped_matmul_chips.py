@@ -15,6 +15,7 @@ from jscale.pallas_kernels.grouped_matmul.tiles import (
     needs,
     room,
 )
+from jscale.pallas_kernels.grouped_matmul.visits import gathered, own, shared
 
 SLOW = pytest.mark.slow
 TPUS = {"v5e": "v5e-1", "v5p": "v5p-8", "v6e": "v6e-1", "tpu7x": "tpu7x-8"}
@@ -97,6 +98,16 @@ def test_memory_does_not_grow_with_groups_on_a_tpu(chip):
     of = lambda E: (4096, None, E, 512, 384, BFLOAT16, BFLOAT16)
     few, many = (temporaries(compiled(chip, of(E))) for E in (8, 64))
     assert many - few < 2**18
+
+
+@pytest.mark.parametrize("groups", [1, 8, 128])
+@pytest.mark.parametrize("table", [shared, gathered, own])
+def test_work_does_not_grow_with_groups(groups, table):
+    """What a kernel goes through are the rows' tiles, and at most one more for each group."""
+    M, t = 4096, 128
+    sizes = jax.ShapeDtypeStruct((groups,), jnp.int32)
+    visits = jax.eval_shape(lambda sizes: table(sizes, M, t), sizes)
+    assert visits.group.shape[0] <= M // t + groups
 
 
 def stacked(one):

@@ -39,11 +39,18 @@ ROW = {
 @pytest.fixture
 def table(tmp_path, monkeypatch) -> Path:
     """Where the user's own table of the chip would be."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JSCALE_TILES", str(tmp_path))
     path = own(KIND)
-    assert path is not None and path == tmp_path / ".cache/jscale/tiles/some-chip.json"
-    path.parent.mkdir(parents=True)
+    assert path is not None and path == tmp_path / "some-chip.json"
     return path
+
+
+def test_a_users_own_table_is_in_the_home_and_no_test_reads_it(tmp_path, monkeypatch):
+    before = own(KIND)
+    assert before is not None and not before.exists() and read(before) == {}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JSCALE_TILES")
+    assert own(KIND) == tmp_path / ".cache/jscale/tiles/some-chip.json"
 
 
 def test_a_table_goes_before_the_rule_for_all_of_its_class(table):
@@ -61,7 +68,7 @@ def test_a_table_goes_before_the_rule_for_all_of_its_class(table):
 
 
 def test_attention_takes_the_tiles_of_the_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JSCALE_TILES", str(tmp_path))
     x = jnp.ones((1, 200, 1, 8))
     path = own("cpu")
     assert path is not None
