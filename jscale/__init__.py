@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from jscale.mesh import Rules as Rules
     from jscale.mesh import make_mesh as make_mesh
     from jscale.mesh import simulate as simulate
+    from jscale.model_summary import summary as summary
     from jscale.models.model import Model as Model
     from jscale.pictures import LivePlot as LivePlot
     from jscale.pictures import draw as draw
+    from jscale.pretrained import from_pretrained as from_pretrained
     from jscale.recipe import Recipe as Recipe
     from jscale.run.restored import open_run as open_run
     from jscale.run.trainer import Trainer as Trainer
@@ -34,9 +36,11 @@ _HOMES = {
     "Sampling": "jscale.generate",
     "Trainer": "jscale.run.trainer",
     "draw": "jscale.pictures",
+    "from_pretrained": "jscale.pretrained",
     "make_mesh": "jscale.mesh",
     "open_run": "jscale.run.restored",
     "simulate": "jscale.mesh",
+    "summary": "jscale.model_summary",
     "traffic": "jscale.communication",
 }
 

@@ -3,11 +3,11 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import NamedTuple
 
 from jscale.ahead import compile_for
 from jscale.checkpoint.sizes import readable
+from jscale.columns import aligned, html_table
 from jscale.mesh import MeshShape, abstract_mesh
 from jscale.mesh.collectives import Collective, collectives
 from jscale.mesh.target import Target
@@ -76,17 +76,11 @@ class Traffic:
     def __str__(self) -> str:
         if not self.collectives:
             return f"mesh: {self.mesh}\nno collectives"
-        table = [HEADER, *(row.cells() for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        lines = aligned(HEADER, [row.cells() for row in self.rows])
         return "\n".join([f"mesh: {self.mesh}", *lines])
 
     def _repr_html_(self) -> str:
-        cells = lambda tag, row: "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-        body = "".join(f"<tr>{cells('td', row.cells())}</tr>" for row in self.rows)
-        head = f"<thead><tr>{cells('th', HEADER)}</tr></thead>"
-        caption = f"<caption>{escape(str(self.mesh))}</caption>"
-        return f"<table>{caption}{head}<tbody>{body}</tbody></table>"
+        return html_table(str(self.mesh), HEADER, [row.cells() for row in self.rows])
 
 
 def total(numbers: Sequence[int | None]) -> int | None:

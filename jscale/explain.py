@@ -49,6 +49,7 @@ class Explanation:
     reason: str
     rows: tuple[Row, ...]
     parameters: int
+    active: int  # parameters that a token uses: of experts only those chosen
     bytes_per_device: dict[str, int]
     replicated: tuple[Replicated, ...]  # optimizer arrays of which every device holds a whole copy
     exchange: str | None = None  # how devices that share a sequence attend to each other's tokens
@@ -57,7 +58,9 @@ class Explanation:
         """Sentences: how large the model and its state are on one device."""
         parts = ", ".join(f"{name} {readable(b)}" for name, b in self.bytes_per_device.items())
         whole = readable(sum(self.bytes_per_device.values()))
-        out = [f"{self.parameters:,} parameters on {self.mesh.devices} device(s)"]
+        some = self.active != self.parameters
+        used = f", of which a token uses {self.active:,}," if some else ""
+        out = [f"{self.parameters:,} parameters{used} on {self.mesh.devices} device(s)"]
         out.append(f"state on each device: {whole} ({parts}); activations come on top")
         out += [self.exchange] if self.exchange else []
         for array in self.replicated:
@@ -111,6 +114,7 @@ def explain_task(task: train.Task, choice: Choice) -> Explanation:
         reason=choice.reason,
         rows=tuple(Row(p.name, p) for p in rows),
         parameters=model.size,
+        active=model.active,
         bytes_per_device={
             "parameters": bytes_of(state.params),
             "gradients": bytes_of(state.params),
@@ -138,6 +142,7 @@ def as_data(found: Explanation) -> dict[str, Any]:
         "mesh": asdict(found.mesh),
         "reason": found.reason,
         "count": found.parameters,
+        "active": found.active,
         "parameters": {row.name: parameter(row.placement) for row in found.rows},
         "bytes_per_device": found.bytes_per_device,
         "replicated": [f"optimizer/{array.path}" for array in found.replicated],

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jscale.errors import ConfigError
 from jscale.mesh import Layout
+from jscale.models.decoder import Answering, Continuing, Decoder, Seeing
 from jscale.models.model import Model, Params
 from jscale.rows import width_of
 
@@ -54,6 +55,20 @@ class Sampling:
         return jax.random.categorical(key, logits / self.temperature).astype(jnp.int32)
 
 
+class Sources(NamedTuple):
+    """Whole texts that an encoder-decoder reads, and the token with which it begins to write."""
+
+    texts: Sequence[Sequence[int]]
+    start: int
+
+
+class Shown(NamedTuple):
+    """Prompts with images: those of a row stand, one after the other, at its image tokens."""
+
+    prompts: Sequence[Sequence[int]]
+    images: Shaped[np.ndarray, "B *I H W C"]  # as many of each row
+
+
 def pad(prompts: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as one array, filled with 0 on the right to one of few widths, and their lengths.
 
@@ -72,7 +87,7 @@ def pad(prompts: Sequence[Sequence[int]], ways: int) -> tuple[np.ndarray, np.nda
 def generate(
     model: Model,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | Sources | Shown,
     *,
     length: int,
     sampling: Sampling = Sampling(),
@@ -82,19 +97,78 @@ def generate(
 ) -> list[list[int]]:
     """Up to `length` tokens after each prompt, ending early after the token `stop`.
 
-    Prompts may be of different lengths. The same key gives the same tokens. A row whose last is
-    `UNKNOWN` ends there because the model's logits were not numbers.
+    An encoder-decoder's prompts are `Sources`, those with images `Shown`. Prompts may be of
+    different lengths. The same key gives the same tokens. A row whose last is `UNKNOWN` ends there
+    because the model's logits were not numbers.
 
     Raises:
-        ConfigError: no prompt, an empty one, or a length below 1.
+        ConfigError: no prompt, an empty one, a length below 1, a network that writes no text, or
+            one that has another kind of prompts.
     """
     if length < 1:
         raise ConfigError(f"generation needs a length of at least 1 token, not {length}")
-    tokens, lengths = pad(prompts, layout.batch_ways if layout else 1)
+    start = prompts.start if isinstance(prompts, Sources) else None
+    texts: Any = prompts
+    if isinstance(prompts, Sources | Shown):
+        texts = prompts[0]
+    images = prompts.images if isinstance(prompts, Shown) else None
+    if answers(model) == (start is None):
+        raise ConfigError(
+            "an encoder-decoder begins a text of its own: give Sources(prompts, start)"
+            if start is None
+            else "a decoder goes on with its prompts: Sources are for encoder-decoders"
+        )
+    tokens, lengths = pad(texts, layout.batch_ways if layout else 1)
     key = jax.random.key(0) if key is None else key
-    program = decode(model, layout.decoding if layout else None, sampling, length, stop)
-    out = np.asarray(program(params, tokens, lengths, key))
-    return [until(stop, row) for row in out[: len(prompts)].tolist()]
+    where = layout.decoding if layout else None
+    program = decode(model, where, sampling, length, stop, start)
+    if images is not None:
+        check_shown(model, texts, images)
+        images = np.concatenate([images, *[images[-1:]] * (len(tokens) - len(images))])
+    out = np.asarray(program(params, tokens, lengths, key, images))
+    return [until(stop, row) for row in out[: len(texts)].tolist()]
+
+
+def check_shown(model: Model, prompts: Sequence[Any], images: np.ndarray) -> None:
+    """Raises ConfigError where images cannot be read, or are not as many as prompts."""
+    if not isinstance(model.bind(model.shapes), Seeing):
+        raise ConfigError(f"a {type(model.config).__name__} reads no images: give prompts alone")
+    if len(images) != len(prompts):
+        raise ConfigError(f"{len(prompts)} prompts are shown images of {len(images)} rows")
+
+
+def writes(model: Model) -> bool:
+    """Whether a model writes text, in going on with its prompt or in answer to it."""
+    return isinstance(model.bind(model.shapes), Answering | Decoder)
+
+
+def answers(model: Model) -> bool:
+    """Whether what a model writes is a text of its own, and not what follows in its prompt.
+
+    Raises:
+        ConfigError: it writes none.
+    """
+    return not isinstance(writer(model, model.shapes), Continuing)
+
+
+def writer(
+    model: Model, params: Params, shown: dict[str, Any] | None = None
+) -> Answering | Continuing:
+    """The network with these weights as one that writes, token after token, of what it is shown.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    network = model.bind(params)
+    if isinstance(network, Answering):
+        return network
+    if isinstance(network, Decoder):
+        return Continuing(network, shown)
+    raise ConfigError(
+        f"{type(model.config).__name__} writes no text: that needs a decoder or an encoder-decoder."
+        " What it makes of whole texts is measured on held-out ones, and is its network's output:"
+        " model(params, tokens).hidden"
+    )
 
 
 def until(stop: int | None, row: list[int]) -> list[int]:
@@ -110,7 +184,12 @@ def until(stop: int | None, row: list[int]) -> list[int]:
 
 @lru_cache(maxsize=32)
 def decode(
-    model: Model, layout: Layout | None, sampling: Sampling, length: int, stop: int | None
+    model: Model,
+    layout: Layout | None,
+    sampling: Sampling,
+    length: int,
+    stop: int | None,
+    start: int | None = None,
 ) -> Callable[..., Array]:
     """The jitted program that continues right-padded prompts by `length` tokens."""
 
@@ -119,18 +198,16 @@ def decode(
         tokens: Int[Array, "B T"],
         lengths: Int[Array, "B"],
         key: PRNGKeyArray,
+        images: Array | None = None,
     ) -> Int[Array, "B length"]:
         with layout.active() if layout else nullcontext():
-            network = model.bind(params)
-            cache = network.cache(tokens.shape[0], tokens.shape[1] + length)
-            # Padding writes into slots that no earlier position sees and later tokens overwrite.
-            out = network(tokens, cache=cache)
-            last = jnp.take_along_axis(out.hidden, (lengths - 1)[:, None, None], 1)
-            first = sampling.draw(network.unembed(last)[:, 0], jax.random.fold_in(key, 0))
+            network: Any = writer(model, params, None if images is None else {"images": images})
+            hidden, position, begun = network.begin(tokens, lengths, start, length)
+            first = sampling.draw(network.unembed(hidden)[:, 0], jax.random.fold_in(key, 0))
 
             def step(carry: tuple[Any, Array], i: Array) -> tuple[tuple[Any, Array], Array]:
-                cache, token = carry
-                out = network(token[:, None], positions=(lengths + i)[:, None], cache=cache)
+                begun, token = carry
+                out = network.further(token[:, None], (position + i)[:, None], begun)
                 logits = network.unembed(out.hidden)[:, 0]
                 new = sampling.draw(logits, jax.random.fold_in(key, i + 1))
                 # Once a row has stopped it goes on stopping.
@@ -138,7 +215,7 @@ def decode(
                 new = jnp.where(over, token, new)
                 return (out.cache, new), token
 
-            (_, end), tokens = jax.lax.scan(step, (out.cache, first), jnp.arange(length - 1))
+            (_, end), tokens = jax.lax.scan(step, (begun, first), jnp.arange(length - 1))
             return jnp.concatenate([tokens, end[None]]).T
 
     return jax.jit(run, out_shardings=layout.replicated() if layout else None)

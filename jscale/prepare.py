@@ -5,12 +5,24 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from jscale.data.stream import FIELDS
 from jscale.errors import ConfigError
+from jscale.generate import writer
+from jscale.losses import NextToken
 from jscale.mesh import Layout, MeshShape, choose, make_mesh
+from jscale.models.decoder import Answering
 from jscale.models.model import Model
 from jscale.recipe import Recipe
 from jscale.train import Task, sharding_of
+
+# Who reads what not every batch has, and where it comes from.
+READERS = {
+    "source": "loss=GivenSource() and a model that reads one, such as EncoderDecoder",
+    "images": "loss=Contrastive() or MaskedImageText(…)",
+}
+SOURCES = {
+    "source": "PairData, pairs of a source and a target",
+    "images": "CaptionedImages, images with text",
+}
 
 
 class Choice(NamedTuple):
@@ -44,6 +56,9 @@ def task_of(recipe: Recipe, mesh: Mesh | AbstractMesh) -> Task:
     """
     model, layout = model_of(recipe), Layout(mesh, recipe.rules)
     check_batch(recipe, layout)
+    check_loss(recipe, model)
+    if recipe.samples is not None:
+        writer(model, model.shapes)  # raises for one that writes no text
     return Task(
         model=model,
         optimizer=recipe.optimizer.build(model.axes, model.shapes, recipe.steps),
@@ -62,19 +77,51 @@ def check_batch(recipe: Recipe, layout: Layout) -> None:
             f"{rows} rows at a time (data.batch={recipe.data.batch}, accumulate="
             f"{recipe.accumulate}) do not divide over the {ways} ways in which the mesh splits them"
         )
-    if recipe.data.length % layout.length_ways:
+    for field in ("length", "source_length"):
+        places = getattr(recipe.data, field, None)
+        if places and places % layout.length_ways:
+            raise ConfigError(
+                f"data.{field}={places} does not divide over the {layout.length_ways} ways"
+                " in which the mesh splits a sequence"
+            )
+
+
+def check_loss(recipe: Recipe, model: Model) -> None:
+    """See that the loss can be had of these data and this network.
+
+    Raises:
+        ConfigError: a batch lacks what it reads, or the network is of another kind.
+    """
+    loss, data, kind = (type(x).__name__ for x in (recipe.loss, recipe.data, recipe.model))
+    reads = getattr(recipe.loss, "reads", None)  # a loss of one's own need not say
+    if reads is not None:
+        for name, who in READERS.items():
+            if name in recipe.data.shapes and name not in reads:
+                raise ConfigError(f"loss={loss} does not read the {name} of data={data}: set {who}")
+        if lacking := [name for name in reads if name not in recipe.data.shapes]:
+            hint = next((SOURCES[name] for name in lacking if name in SOURCES), "text")
+            raise ConfigError(
+                f"loss={loss} reads {', '.join(lacking)} of a batch, which data={data} has not:"
+                f" that needs {hint}"
+            )
+    if not isinstance(recipe.loss, NextToken):
+        return
+    network = model.bind(model.shapes)
+    if isinstance(network, Answering):
+        raise ConfigError(f"loss=NextToken has no source for model={kind}: set loss=GivenSource()")
+    if not getattr(network, "causal", True):
         raise ConfigError(
-            f"data.length={recipe.data.length} does not divide over the {layout.length_ways} ways"
-            " in which the mesh splits a sequence"
+            f"loss=NextToken is no objective for model={kind}, which sees the next token: set"
+            " loss=MaskedTokens(mask_token)"
         )
 
 
 def batch_of(recipe: Recipe, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
     """The shape, dtype and sharding of each array of a batch, without any data."""
-    where, shape = sharding_of(layout), (recipe.data.batch, recipe.data.length)
+    where = sharding_of(layout)
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where(name, shape))
-        for name, dtype in FIELDS.items()
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where(name, array.shape))
+        for name, array in recipe.data.shapes.items()
     }
 
 

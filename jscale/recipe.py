@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jscale.checkpoint.policy import Checkpoints
-from jscale.data.corpus import TextData
+from jscale.data.dataset import Data
 from jscale.errors import ConfigError
 from jscale.evaluation import EvaluationTask
 from jscale.evaluation.examination import check_titles
@@ -62,7 +62,7 @@ class Recipe:
 
     name: str  # of the run: it lives in runs/<name> unless another folder is asked for
     model: Config  # the network's sizes
-    data: TextData  # what it learns from
+    data: Data  # what it learns from
     optimizer: Optimizer  # how it learns
     steps: int  # of training in all
     loss: Loss = NextToken()  # what it learns
@@ -90,17 +90,11 @@ class Recipe:
             raise ConfigError(
                 f"data.batch={self.data.batch} must be a multiple of accumulate={self.accumulate}"
             )
-        self._check_vocabulary()
-        self._check_mesh()
-
-    def _check_vocabulary(self) -> None:
+        # A file's are not known before it is read.
         tokens = getattr(self.data.tokenizer, "vocab", None)
-        vocab = getattr(self.model, "vocab", None)
-        if isinstance(tokens, int) and isinstance(vocab, int) and tokens > vocab:
-            raise ConfigError(
-                f"data.tokenizer has {tokens} tokens and model.vocab={vocab}: make model.vocab at"
-                f" least {tokens}"
-            )
+        if isinstance(tokens, int):
+            check_vocabulary(self.model, tokens)
+        self._check_mesh()
 
     def _check_mesh(self) -> None:
         if self.mesh == "auto":
@@ -115,4 +109,19 @@ class Recipe:
                 f"data.batch={self.data.batch} over accumulate={self.accumulate} leaves {rows}"
                 f" rows at a time, which do not divide over the {ways} ways in which mesh"
                 f" ({self.mesh}) splits a batch"
+            )
+
+
+def check_vocabulary(model: Config, tokens: int) -> None:
+    """Check that a model tells so many tokens apart.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for field in ("vocab", "source_vocab"):
+        vocab = getattr(model, field, None)
+        if isinstance(vocab, int) and tokens > vocab:
+            raise ConfigError(
+                f"data.tokenizer has {tokens} tokens and model.{field}={vocab}: make model.{field}"
+                f" at least {tokens}"
             )

@@ -16,6 +16,7 @@ from jscale.errors import ConfigError
 from jscale.generate import UNKNOWN
 from jscale.losses import token_logprobs
 from jscale.mesh import Layout
+from jscale.models.decoder import Answering
 from jscale.models.model import Model, Params
 from jscale.rows import PLACES, groups
 
@@ -42,6 +43,20 @@ def of_the_likeliest(
     return jnp.where(jnp.isnan(logits.max(-1)), UNKNOWN, logits.argmax(-1))
 
 
+def causal(model: Model, network: Any) -> Any:
+    """The network, if it tells each token from those before it alone.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if isinstance(network, Answering) or not getattr(network, "causal", True):
+        raise ConfigError(
+            f"{type(model.config).__name__} gives no token a probability from those before it, as"
+            " decoders do: on other networks there is the held-out loss, and no task"
+        )
+    return network
+
+
 @lru_cache(maxsize=16)
 def reader(model: Model, layout: Layout | None, found: Callable[..., Array]) -> Callable[..., Any]:
     """The jitted program that reads rows of tokens and says what is `found` for all but the first:
@@ -49,7 +64,7 @@ def reader(model: Model, layout: Layout | None, found: Callable[..., Array]) -> 
 
     def run(params: Params, tokens: Int[Array, "R S"]) -> Array:
         with layout.active() if layout else nullcontext():
-            network = model.bind(params)
+            network = causal(model, model.bind(params))
             return found(network, network(tokens[:, :-1]).hidden, tokens[:, 1:])
 
     return jax.jit(run, out_shardings=layout.replicated() if layout else None)

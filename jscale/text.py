@@ -7,7 +7,7 @@ import jax
 
 from jscale.data.tokenizers import Tokenizer
 from jscale.errors import ConfigError
-from jscale.generate import UNKNOWN, Sampling, generate
+from jscale.generate import UNKNOWN, Sampling, Sources, answers, generate
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
 
@@ -33,7 +33,8 @@ def continue_texts(
 ) -> list[str]:
     """A continuation of each prompt, up to `length` tokens or the end of the document.
 
-    Where the model's logits are not numbers it ends, and a warning says so.
+    Of an encoder-decoder it is what it makes of each prompt, a whole source. Where the model's
+    logits are not numbers it ends, and a warning says so.
 
     Raises:
         ConfigError: no prompt, an empty one where the tokenizer has no beginning, one that is not
@@ -45,10 +46,13 @@ def continue_texts(
         raise ConfigError(f"the seed must fit into 64 bits, and {seed} does not")
     check_several(prompts)
     documents = tokenizer.encode_documents(list(prompts))
+    # What is gone on with is a document that has not ended.
+    whole = answers(model)
+    asked = Sources(documents, tokenizer.start) if whole else [doc[:-1] for doc in documents]
     rows = generate(
         model,
         params,
-        [tokens[:-1] for tokens in documents],  # a prompt is a document that has not ended
+        asked,
         length=length,
         sampling=sampling,
         stop=tokenizer.eos,
@@ -58,6 +62,11 @@ def continue_texts(
     if any(UNKNOWN in row for row in rows):
         LOGGER.warning("the model's logits are not numbers: a text ends where it has none to draw")
     return [tokenizer.decode([token for token in row if token != UNKNOWN]) for row in rows]
+
+
+def shown(model: Model, prompt: str, text: str) -> str:
+    """What there is to read: a prompt with its continuation, or what was made of it."""
+    return text if answers(model) else prompt + text
 
 
 def check_text(prompt: str) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from jscale.accumulate import Sums, add, gradients
 from jscale.guard import Guard, Watch, judge
-from jscale.losses import Batch, Loss, evaluate_loss
+from jscale.losses import Batch, Loss, evaluate_loss, measured
 from jscale.mesh import Layout
 from jscale.models.model import Model, Params
 from jscale.optim.placement import state_axes
@@ -69,8 +69,8 @@ def shapes(task: Task) -> State:
     )
 
 
-def start(task: Task, key: PRNGKeyArray) -> State:
-    params = task.model.init(key)
+def start(task: Task, key: PRNGKeyArray, params: Params | None = None) -> State:
+    params = task.model.init(key) if params is None else params
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -84,6 +84,15 @@ def init(task: Task, key: PRNGKeyArray) -> State:
     """A fresh state, every array born in its shards."""
     shardings = jax.tree.map(lambda s: s.sharding, shapes(task))
     return jax.jit(lambda key: start(task, key), out_shardings=shardings)(key)
+
+
+def start_from(task: Task, key: PRNGKeyArray, params: PyTree[Any]) -> State:
+    """A fresh state, but for these parameters, put into their shards."""
+    shardings = jax.tree.map(lambda s: s.sharding, shapes(task))
+    placed = jax.device_put(params, shardings.params)
+    return jax.jit(lambda key, params: start(task, key, params), out_shardings=shardings)(
+        key, placed
+    )
 
 
 def sharding_of(layout: Layout) -> Callable[[str, tuple[int, ...]], NamedSharding]:
@@ -183,10 +192,14 @@ def make_step(task: Task) -> Callable[[State, Batch], tuple[State, Metrics]]:
 
 @lru_cache(maxsize=8)
 def make_evaluation(task: Task) -> Callable[[Params, Batch], Sums]:
-    """A jitted function of parameters and batch that gives the sums of the loss, no gradient."""
+    """A jitted function of parameters and batch that gives the sums of the loss, no gradient.
+
+    The loss is that which is `measured`: no label smoothing.
+    """
+    loss, model = measured(task.loss), task.model.still
 
     def evaluate(params: Params, batch: Batch) -> Sums:
         with task.layout.active():
-            return add(evaluate_loss(task.loss, task.model, params, batch, jax.random.key(0)))
+            return add(evaluate_loss(loss, model, params, batch, jax.random.key(0)))
 
     return jax.jit(evaluate, out_shardings=task.layout.replicated())

@@ -1,15 +1,36 @@
 """Programs for machines that are not here, as the kernels' tests compile them."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from ahead.machines import need
 
 from jscale.mesh.compat import uncached
 from jscale.mesh.target import target
+
+_MOSAIC: dict[str, str] = {}
+
+
+def mosaic_compiles_for(machine: str, request: pytest.FixtureRequest) -> bool:
+    """Whether Mosaic-GPU can compile for a machine in this process.
+
+    It goes on compiling for the architecture of its first program, whatever the target. For another
+    the test is run by a process of its own, and has passed where this gives False.
+    """
+    if _MOSAIC.setdefault("machine", machine) == machine:
+        return True
+    words = ("-m", "pytest", "-q", "-m", "slow or not slow", request.node.nodeid)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=request.config.rootpath, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    return False
 
 
 def mesh_of(machine: str, **axes: int) -> jax.sharding.Mesh:

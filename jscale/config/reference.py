@@ -7,7 +7,7 @@ docstring that names it, so page and code cannot part.
 import importlib
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -50,7 +50,7 @@ def annotations(kind: type) -> list[Any]:
 
 
 def own_fields(kind: type) -> list[Field[Any]]:
-    return [field for field in fields(kind) if field.init]  # type: ignore[arg-type]
+    return [field for field in fields(kind) if field.init]
 
 
 def parts(annotation: Any) -> Iterator[type]:
@@ -80,7 +80,8 @@ def candidates(protocol: type) -> list[type]:
         importlib.import_module(package)
     wanted = [name for name in vars(protocol) if name == "__call__" or not name.startswith("_")]
     beside = {x for x in family([protocol]).values() if isinstance(x, type)}
-    parts_of = {x for x in beside if is_dataclass(x) and all(hasattr(x, n) for n in wanted)}
+    has = lambda x, name: hasattr(x, name) or name in x.__dataclass_fields__
+    parts_of = {x for x in beside if is_dataclass(x) and all(has(x, name) for name in wanted)}
     fit = [x for x in parts_of if not holds(x, protocol)]
     own = [x for x in fit if x.__module__ == protocol.__module__]
     return sorted(own or fit, key=lambda kind: kind.__name__)
@@ -136,22 +137,27 @@ def row(kind: type, field: Field[Any]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def typed(annotation: Any) -> str:
-    """An annotation in words, with a link to each type that has a section."""
-    said = [typed_member(member) for member in members(annotation)]
-    return " or ".join(said)
+def option(kind: type, field: Field[Any]) -> tuple[str, str, str, str]:
+    """A line of the table in plain text: name, type, default, meaning."""
+    words = typed(hints(kind)[field.name], lambda part: part.__name__).replace("`", "")
+    return field.name, words, shown_default(field).strip("`"), meaning(kind, field.name)
 
 
-def typed_member(kind: Any) -> str:
+def typed(annotation: Any, part: Callable[[type], str] | None = None) -> str:
+    """An annotation in words, with a link to each type that has a section, or what `part` says."""
+    return " or ".join(typed_member(member, part or link) for member in members(annotation))
+
+
+def typed_member(kind: Any, part: Callable[[type], str]) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if isinstance(kind, type) and (is_dataclass(kind) or is_protocol(kind)):
-        return link(kind)
+        return part(kind)
     if origin is tuple and len(inner) == 2 and inner[1] is Ellipsis:
-        return f"tuple of {typed(inner[0])}"
+        return f"tuple of {typed(inner[0], part)}"
     if origin is tuple:
-        return f"({', '.join(map(typed, inner))})"
+        return f"({', '.join(typed(x, part) for x in inner)})"
     if is_mapping(kind) and len(inner) == 2:
-        return f"mapping of {typed(inner[0])} to {typed(inner[1])}"
+        return f"mapping of {typed(inner[0], part)} to {typed(inner[1], part)}"
     if origin is Literal:
         return f"`{describe(kind)}`"
     return describe(kind)
@@ -169,7 +175,9 @@ def shown_default(field: Field[Any]) -> str:
     if isinstance(value, types.FunctionType):
         return f"`{value.__name__}`"
     text = written(value)
-    return f"`{text}`" if len(text) <= LONGEST else f"{len(value)} entries"
+    if len(text) <= LONGEST:
+        return f"`{text}`"
+    return f"{len(value)} entries" if isinstance(value, Sized) else f"`{type(value).__name__}(…)`"
 
 
 def written(value: Any) -> str:

@@ -72,6 +72,11 @@ class TokenCache:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
+def cache_folder(named: str | None) -> Path:
+    """The folder that data name as their cache, or ~/.cache/jscale."""
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "jscale"
+
+
 class _Damaged(Exception):
     """The folder is not what was written; the argument says how."""
 

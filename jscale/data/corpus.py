@@ -6,14 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jscale.data.cache import Progress, TokenCache, ignore_progress, open_tokens
+import jax
+
+from jscale.data.cache import Progress, TokenCache, cache_folder, ignore_progress, open_tokens
+from jscale.data.dataset import Opened, check_data
 from jscale.data.heldout import training_documents
 from jscale.data.mixture import Mixture
 from jscale.data.packing import Packing, Split
 from jscale.data.source import Report, Source, digest_values, documents_with_text
-from jscale.data.stream import PackedRows, TokenStream
-from jscale.data.tokenizers import Tokenizer, TokenizerSource, Training
-from jscale.errors import ConfigError, DataError
+from jscale.data.stream import PackedRows, TokenStream, text_shapes
+from jscale.data.tokenizers import Tokenizer, TokenizerSource, Training, tokenizer_of
+from jscale.errors import DataError
 
 TOLD = 1 << 20  # bytes between two calls of the progress callback
 FORMAT = 1  # of the order of batches: raised when the same settings would give other batches
@@ -39,18 +42,17 @@ class TextData:
     workers: int = 0  # processes that read ahead; 0: threads of this one
 
     def __post_init__(self) -> None:
-        for part, kinds, example in (
-            (self.source, (Source, Mixture), "a source, such as TextFiles(('books/*.txt',))"),
-            (self.tokenizer, TokenizerSource, "a tokenizer, such as BytePairs(4096)"),
-            (self.packing, Packing, "a packing, such as Split()"),
-        ):
-            if not isinstance(part, kinds):
-                raise ConfigError(f"TextData: {part!r:.80} is not {example}")
-        for name, least in (("length", 1), ("batch", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"TextData: {name}={getattr(self, name)} must be {least} or more")
-        if not 0 <= self.heldout < 1:
-            raise ConfigError(f"TextData: heldout={self.heldout} is a share from 0 to below 1")
+        parts = {
+            "source": ((Source, Mixture), "a source, such as TextFiles(('books/*.txt',))"),
+            "tokenizer": (TokenizerSource, "a tokenizer, such as BytePairs(4096)"),
+            "packing": (Packing, "a packing, such as Split()"),
+        }
+        check_data(self, parts, ("length", "batch"))
+
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name, global shape and dtype of each array of a batch."""
+        return text_shapes(self.batch, self.length)
 
     @property
     def parts(self) -> tuple[Source, ...]:
@@ -65,7 +67,7 @@ class TextData:
         Raises `DataError`: one sentence about the file, line, column or setting at fault.
         """
         tell = progress or ignore_progress
-        folder = Path(self.cache).expanduser() if self.cache else Path.home() / ".cache" / "jscale"
+        folder = cache_folder(self.cache)
         digests = tuple(source.digest() for source in self.parts)
         tokenizer = self._load_tokenizer(folder, digests, tell)
         caches = tuple(
@@ -86,11 +88,7 @@ class TextData:
             key=digest_values(digests, self.heldout),
             folder=folder / "tokenizers",
         )
-        try:
-            return self.tokenizer.load(training)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DataError(f"cannot keep the tokenizer in {training.folder}: {reason}") from error
+        return tokenizer_of(self.tokenizer, training)
 
     def _training_documents(self, total: int, progress: Progress) -> Iterator[str]:
         done = told = 0
@@ -128,27 +126,16 @@ class TextData:
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
+class Corpus(Opened):
     """An opened `TextData`."""
 
     config: TextData
-    tokenizer: Tokenizer
-    train: TokenStream
-    heldout: TokenStream | None
     caches: tuple[TokenCache, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any batch of training or evaluation would change."""
-        return digest_values(self.train.fingerprint, self.heldout and self.heldout.fingerprint)
 
     def summary(self) -> dict[str, Any]:
         """Counts to show, as plain data: what is there, what was skipped, what was repaired."""
-        sides = {"train": self.train} | ({"heldout": self.heldout} if self.heldout else {})
         return {
-            "fingerprint": self.fingerprint,
-            "vocab": self.tokenizer.vocab,
-            **{side: _describe(stream) for side, stream in sides.items()},
+            **self.counts(),
             "sources": [self._describe_source(i) for i in range(len(self.caches))],
             "notices": [notice for cache in self.caches for notice in cache.notices],
         }
@@ -163,14 +150,3 @@ class Corpus:
             "bad_lines": report["bad_lines"][:5],
             "cache": str(self.caches[index].folder),
         }
-
-
-def _describe(stream: TokenStream) -> dict[str, int | float]:
-    places = stream.rows * stream.length
-    return {
-        "documents": sum(len(part.documents) for part in stream.parts),
-        "rows": stream.rows,
-        "tokens": stream.tokens,
-        "padding": 1 - stream.tokens / places,
-        "batches": stream.rows / stream.batch,
-    }

@@ -4,10 +4,10 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from jscale.data.source import (
     Report,
@@ -20,6 +20,7 @@ from jscale.data.source import (
 )
 from jscale.errors import ConfigError, DataError, did_you_mean
 
+T = TypeVar("T")
 CHUNK = 1 << 20
 HOPELESS = 1000  # bad lines after which the share so far decides, without reading to the end
 
@@ -43,42 +44,7 @@ class JsonLines:
 
     def documents(self, report: Report) -> Iterator[str]:
         """Stream the texts; raises `DataError` naming the first bad line if too many."""
-        lines = 0
-        for path in resolve_files(self.paths):
-            for number, line in enumerate(_read_lines(path, report), 1):
-                if not line.strip():
-                    report.empty += 1
-                    continue
-                lines += 1
-                try:
-                    text = self._text(line)
-                except (ValueError, RecursionError) as error:
-                    report.reject(f"{path}:{number}", _reason(error))
-                    if report.bad > HOPELESS:
-                        self._check(report, lines)
-                    continue
-                yield text
-        self._check(report, lines)
-
-    def _text(self, line: bytes) -> str:
-        # Decoded first: json.loads guesses UTF-16 from NUL bytes.
-        value = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
-        if not isinstance(value, dict):
-            raise ValueError(f"a JSON object is wanted, found {type(value).__name__}")
-        if self.field not in value:
-            raise ValueError(f"no field {self.field!r}; {did_you_mean(self.field, value)}")
-        text = value[self.field]
-        if not isinstance(text, str):
-            raise ValueError(f"field {self.field!r} holds {type(text).__name__}, not text")
-        text.encode()  # a lone surrogate is valid JSON and no Unicode
-        return text
-
-    def _check(self, report: Report, lines: int) -> None:
-        if report.bad > self.max_bad * lines:
-            raise DataError(
-                f"{report.bad} of {lines} lines are bad, more than the share {self.max_bad:g} that "
-                f"max_bad allows; the first is {report.bad_lines[0]}"
-            )
+        return each_line(self.paths, self.max_bad, report, lambda found: text_in(found, self.field))
 
     def digest(self) -> str:
         """A key of the files' bytes, the field and the share."""
@@ -89,6 +55,58 @@ class JsonLines:
     def size(self) -> int:
         """Bytes of the files as they lie on disk."""
         return total_size(resolve_files(self.paths))
+
+
+def each_line(
+    paths: tuple[str, ...], max_bad: float, report: Report, take: Callable[[dict[str, Any]], T]
+) -> Iterator[T]:
+    """Stream what is taken from the object of each line; a `ValueError` makes it a bad one.
+
+    Raises `DataError` naming the first bad line if their share is above `max_bad`.
+    """
+    lines = 0
+    for path in resolve_files(paths):
+        for number, line in enumerate(_read_lines(path, report), 1):
+            if not line.strip():
+                report.empty += 1
+                continue
+            lines += 1
+            try:
+                taken = take(_object(line))
+            except (ValueError, RecursionError) as error:
+                report.reject(f"{path}:{number}", _reason(error))
+                if report.bad > HOPELESS:
+                    _check(report, lines, max_bad)
+                continue
+            yield taken
+    _check(report, lines, max_bad)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    # Decoded first: json.loads guesses UTF-16 from NUL bytes.
+    value = json.loads(line.rstrip(b"\r\n").decode("utf-8-sig"))
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON object is wanted, found {type(value).__name__}")
+    return value
+
+
+def text_in(found: dict[str, Any], field: str) -> str:
+    """The text in a field of an object; raises ValueError where there is none."""
+    if field not in found:
+        raise ValueError(f"no field {field!r}; {did_you_mean(field, found)}")
+    text = found[field]
+    if not isinstance(text, str):
+        raise ValueError(f"field {field!r} holds {type(text).__name__}, not text")
+    text.encode()  # a lone surrogate is valid JSON and no Unicode
+    return text
+
+
+def _check(report: Report, lines: int, max_bad: float) -> None:
+    if report.bad > max_bad * lines:
+        raise DataError(
+            f"{report.bad} of {lines} lines are bad, more than the share {max_bad:g} that "
+            f"max_bad allows; the first is {report.bad_lines[0]}"
+        )
 
 
 def _reason(error: Exception) -> str:
@@ -103,16 +121,15 @@ def _reason(error: Exception) -> str:
 
 def _read_lines(path: Path, report: Report) -> Iterator[bytes]:
     """The lines of a file, decompressed by its suffix; `report.read` follows its position."""
-    before, number = report.read, 0
+    before, number = report.read, 1
     with reading(path), open(path, "rb") as file:
         try:
-            for number, line in enumerate(_decompressed(path, file), 1):  # noqa: B007 (read below)
+            for line in _decompressed(path, file):
                 report.read = before + file.tell()
                 yield line
+                number += 1
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"{path}:{number + 1}: the compressed file is damaged: {error}"
-            ) from error
+            raise DataError(f"{path}:{number}: the compressed file is damaged: {error}") from error
     report.read = before + os.path.getsize(path)
 
 

@@ -63,7 +63,7 @@ class Whole:
         """Cut long documents into full rows and a rest, then fit the pieces into rows."""
         count = -(-pairs // length)
         document = np.repeat(np.arange(len(pairs)), count)
-        start = _ramps(count) * length
+        start = ramps(count) * length
         lengths = np.minimum(pairs[document] - start, length)
         row = _best_fit(lengths, length)
         order = np.argsort(row, kind="stable")
@@ -114,10 +114,10 @@ def _best_fit(lengths: Int64[np.ndarray, " P"], capacity: int) -> Int64[np.ndarr
     return row
 
 
-def _ramps(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
+def ramps(counts: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " total"]:
     """0, 1, .. up to each count, one after another.
 
-    >>> _ramps(np.array([2, 0, 3])).tolist()
+    >>> ramps(np.array([2, 0, 3])).tolist()
     [0, 1, 0, 1, 2]
     """
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -137,10 +137,10 @@ def read_rows(
     the pieces of a row and 0 in padding; positions int32 from 0 in each piece.
     """
     pieces_in_row = plan.rows[rows + 1] - plan.rows[rows]
-    segment = _ramps(pieces_in_row)
+    segment = ramps(pieces_in_row)
     pieces = np.repeat(plan.rows[rows], pieces_in_row) + segment
     lengths = plan.length[pieces]
-    position = _ramps(lengths)
+    position = ramps(lengths)
     # Rows are filled from the left, so the places in use are a prefix of each row.
     ends = np.cumsum(lengths)[np.cumsum(pieces_in_row) - 1]
     used: Bool[np.ndarray, "Q T"] = np.arange(length) < np.diff(ends, prepend=0)[:, None]

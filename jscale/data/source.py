@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Protocol, runtime_checkable
 
 from jscale.errors import ConfigError, DataError
+from jscale.signals import aside
 
 KEPT = 1000  # bad lines written down one by one; beyond these they are only counted
 
@@ -105,9 +106,13 @@ def digest_files(files: Iterable[Path], settings: Mapping[str, object]) -> str:
 
     Names and places are left out on purpose: a corpus that is moved keeps its key.
     """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(digest_file, files))
-    return digest_values(dict(settings), digests)
+
+    def digests() -> list[str]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(digest_file, files))
+
+    # Aside: leaving the pool waits for its threads, and a file's disk may be far away or dead.
+    return digest_values(dict(settings), aside(digests))
 
 
 def digest_file(path: Path) -> str:

@@ -52,6 +52,39 @@ class Stream(Protocol):
         ...
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """The rows of one side of one source, read at random."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def length(self) -> int:
+        """Places in a row of targets."""
+        ...
+
+    def count(self) -> int:
+        """How many documents are in them, or pairs of texts."""
+        ...
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name, shape and dtype of the arrays of so many rows."""
+        ...
+
+    def tokens(self) -> int:
+        """Targets of an epoch."""
+        ...
+
+    def read(self, rows: Int64[np.ndarray, " Q"]) -> dict[str, Shaped[np.ndarray, "Q ..."]]:
+        """These rows as arrays, in this order."""
+        ...
+
+
+def text_shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of so many rows of text."""
+    return {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in FIELDS.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class PackedRows:
     """The rows of one side of one cache, read at random. Workers make the plan anew from the files.
@@ -87,6 +120,14 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self.plan.rows) - 1
 
+    def count(self) -> int:
+        """How many documents are in them."""
+        return len(self.documents)
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The arrays of so many rows."""
+        return text_shapes(rows, self.length)
+
     def tokens(self) -> int:
         """Pairs (input, target) of an epoch."""
         return int(self.plan.length.sum())
@@ -103,13 +144,13 @@ class PackedRows:
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
-    """Batches of packed rows from one source or a mixture: endless for training, or each row once.
+    """Batches of rows from one source or a mixture: endless for training, or each row once.
 
     Sample n of a source is row n modulo its rows of epoch n // rows; with `shuffle`, each epoch is
     a permutation of its own. A batch may straddle epochs, so nothing is dropped or repeated.
     """
 
-    parts: tuple[PackedRows, ...]
+    parts: tuple[Any, ...]  # of Rows
     shares: tuple[int, ...]
     batch: int
     shuffle: bool
@@ -128,20 +169,19 @@ class TokenStream:
 
     @cached_property
     def tokens(self) -> int:
-        """Pairs (input, target) in these rows."""
+        """Targets in these rows."""
         return sum(part.tokens() for part in self.parts)
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Name, global shape and dtype of each array of a batch."""
-        shape = (self.batch, self.length)
-        return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in FIELDS.items()}
+        return self.parts[0].shapes(self.batch)
 
-    def global_batch(self, k: int) -> dict[str, Shaped[np.ndarray, "B T"]]:
+    def global_batch(self, k: int) -> dict[str, Shaped[np.ndarray, "B ..."]]:
         """All rows of batch k."""
         return self.rows_of(k, 0, self.batch)
 
-    def rows_of(self, k: int, start: int, stop: int) -> dict[str, Shaped[np.ndarray, "Q T"]]:
+    def rows_of(self, k: int, start: int, stop: int) -> dict[str, Shaped[np.ndarray, "Q ..."]]:
         """Rows start to stop of global batch k: all that a host must compute."""
         assert k >= 0 and 0 <= start <= stop <= self.batch, (k, start, stop, self.batch)
         samples = k * self.batch + np.arange(start, stop)
@@ -152,13 +192,13 @@ class TokenStream:
         """Batches of an evaluation that reads each row once."""
         return -(-self.rows // self.batch)
 
-    def evaluation_batch(self, k: int) -> dict[str, Shaped[np.ndarray, "B T"]]:
+    def evaluation_batch(self, k: int) -> dict[str, Shaped[np.ndarray, "B ..."]]:
         """All rows of evaluation batch k."""
         return self.evaluation_rows_of(k, 0, self.batch)
 
     def evaluation_rows_of(
         self, k: int, start: int, stop: int
-    ) -> dict[str, Shaped[np.ndarray, "Q T"]]:
+    ) -> dict[str, Shaped[np.ndarray, "Q ..."]]:
         """Rows start to stop of evaluation batch k: each row once, then rows of weight 0."""
         assert 0 <= k < self.epoch_batches() and 0 <= start <= stop <= self.batch, (k, start, stop)
         samples = k * self.batch + np.arange(start, stop)
@@ -167,8 +207,8 @@ class TokenStream:
         number = np.where(real, samples, ends[-1] - 1)
         part = np.searchsorted(ends, number, side="right")
         out = self._gather(part, number - np.append(0, ends)[part])
-        out["weights"][~real] = 0
-        out["segments"][~real] = 0
+        for name in {"weights", "segments", "source_segments"} & out.keys():
+            out[name][~real] = 0
         return out
 
     @cached_property
@@ -190,11 +230,11 @@ class TokenStream:
 
     def _gather(
         self, part: Int64[np.ndarray, " Q"], rows: Int64[np.ndarray, " Q"]
-    ) -> dict[str, Shaped[np.ndarray, "Q T"]]:
+    ) -> dict[str, Shaped[np.ndarray, "Q ..."]]:
         if len(self.parts) == 1:
             return self.parts[0].read(rows)
-        shape = (len(rows), self.length)
-        out = {name: np.empty(shape, dtype) for name, dtype in FIELDS.items()}
+        shapes = self.parts[0].shapes(len(rows))
+        out = {name: np.empty(array.shape, array.dtype) for name, array in shapes.items()}
         for which in np.unique(part).tolist():
             here = part == which
             for name, values in self.parts[which].read(rows[here]).items():

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers as hf
@@ -27,8 +27,11 @@ log = logging.getLogger("jscale.data")
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 # What well-known releases call them, for a tokenizer.json that comes without its config.
 KNOWN = {
-    "bos": (BOS, "<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>"),
-    "eos": (EOS, "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>"),
+    "bos": (BOS, "<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>", "[CLS]"),
+    "eos": (
+        *(EOS, "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>"),
+        *("<｜end▁of▁sentence｜>", "[SEP]"),
+    ),
     "pad": (PAD, "<pad>", "<|finetune_right_pad_id|>", "<|padding|>", "[PAD]"),
 }
 
@@ -62,6 +65,11 @@ class Tokenizer:
         self.bos = None if bos is None else vocabulary[bos]
         self.pad = self.eos if pad is None else vocabulary[pad]
         self.fingerprint = digest_values(text, self.names)
+
+    @property
+    def start(self) -> int:
+        """The token with which a text of its own is begun: bos, or eos where there is none."""
+        return self.eos if self.bos is None else self.bos
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, without bos and eos, on all cores."""
@@ -117,6 +125,19 @@ class TokenizerSource(Protocol):
     def load(self, training: Training) -> Tokenizer:
         """The tokenizer; raises `DataError` where it cannot be had."""
         ...
+
+
+def tokenizer_of(source: TokenizerSource, training: Training) -> Tokenizer:
+    """The tokenizer, learned where it must be and is not kept yet.
+
+    Raises:
+        DataError: it cannot be read, learned or kept.
+    """
+    try:
+        return source.load(training)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"cannot keep the tokenizer in {training.folder}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -190,6 +211,8 @@ def _lot(text: str) -> float:
 class Bytes:
     """The 256 bytes as tokens 0 to 255, then pad, bos and eos: nothing to train or to miss."""
 
+    vocab: ClassVar[int] = 259  # known before it is loaded, as that of `BytePairs`
+
     def load(self, training: Training | None = None) -> Tokenizer:
         """The tokenizer; the corpus does not matter."""
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte_of)
@@ -230,7 +253,7 @@ class TokenizerFile:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a tokenizer.json: {error}") from error
         config = _read_config(path.parent / "tokenizer_config.json")
-        eos = self.eos or _name(config, "eos", special)
+        eos = self.eos or _name(config, "eos", special) or _numbered(path, "eos", added)
         if eos is None:
             raise DataError(f"{path} does not say which token ends a document: set eos to its name")
         bos = self.bos or _name(config, "bos", special)
@@ -246,6 +269,13 @@ def _name(config: dict[str, object], role: str, special: Sequence[str]) -> str |
         token = token.get("content") if isinstance(token, dict) else token
         return token if isinstance(token, str) else None
     return next((name for name in KNOWN[role] if name in special), None)
+
+
+def _numbered(path: Path, role: str, added: Sequence[dict[str, object]]) -> str | None:
+    """What the config.json beside a tokenizer gives the number of; of several, the first."""
+    number = _read_config(path.parent / "config.json").get(f"{role}_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    return next((str(token["content"]) for token in added if token.get("id") == number), None)
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32
 
 from jscale import train
 from jscale.accumulate import Sums
-from jscale.data.corpus import Corpus
+from jscale.data.dataset import Dataset
 from jscale.data.feed import feed_epoch
 from jscale.errors import ConfigError
 from jscale.evaluation.token_bytes import UnknownBytes, token_bytes
@@ -27,7 +27,7 @@ LARGEST = 700.0  # nats of which exp still is a number
 
 
 def heldout_means(
-    task: train.Task, params: Params, corpus: Corpus, batches: int | None = None
+    task: train.Task, params: Params, corpus: Dataset, batches: int | None = None
 ) -> dict[str, float]:
     """The mean loss and metrics over the held-out rows, or over so many batches of them.
 
@@ -60,7 +60,7 @@ def heldout_means(
     return total.means()
 
 
-def why_no_bytes(corpus: Corpus) -> str:
+def why_no_bytes(corpus: Dataset) -> str:
     """Why there are no bits per byte on these data, as the end of a sentence; "" where there are.
 
     >>> from jscale.data import Bytes, TextData, Texts
@@ -70,6 +70,8 @@ def why_no_bytes(corpus: Corpus) -> str:
     ...     why_no_bytes(data.open(seed=0))
     ''
     """
+    if "targets" not in corpus.train.shapes:
+        return "its batches have no targets that are text"
     try:
         token_bytes(corpus.tokenizer)
     except UnknownBytes as reason:

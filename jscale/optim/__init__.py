@@ -21,6 +21,7 @@ from jscale.optim.schedules import (
     Schedule,
     WarmupStableDecay,
 )
+from jscale.optim.sparse_clip import SparseClip
 
 __all__ = [
     "SGD",
@@ -38,6 +39,7 @@ __all__ = [
     "Replicated",
     "Schedule",
     "ScheduleFree",
+    "SparseClip",
     "WarmupStableDecay",
     "place",
     "state_axes",

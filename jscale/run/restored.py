@@ -10,7 +10,7 @@ from types import ModuleType
 from jscale import train
 from jscale.checkpoint.restore import restore
 from jscale.config.data import Filled, read, told
-from jscale.data.corpus import Corpus
+from jscale.data.dataset import Dataset
 from jscale.data.tokenizers import Tokenizer
 from jscale.errors import CheckpointError
 from jscale.evaluation.heldout import heldout_means
@@ -44,7 +44,7 @@ class Run:
         """The model as one that is examined."""
         return subject_of(self.recipe, self.task, self.params, self.tokenizer)
 
-    def corpus(self) -> Corpus:
+    def corpus(self) -> Dataset:
         """The data of the recipe, whose paths mean the folder in which the run was last started.
 
         Raises:

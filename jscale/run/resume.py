@@ -10,7 +10,7 @@ from jscale.checkpoint.agreement import first_decides
 from jscale.config.data import to_data, with_defaults
 from jscale.config.diff import Difference, diff
 from jscale.config.show import text
-from jscale.data.corpus import Corpus
+from jscale.data.dataset import Dataset
 from jscale.errors import CheckpointError, ConfigError, DataError
 from jscale.recipe import Recipe
 from jscale.run.runfolder import RunFolder
@@ -96,7 +96,7 @@ def begun(checkpoints: Path) -> bool:
     return False
 
 
-def check_data(note: Any, corpus: Corpus) -> None:
+def check_data(note: Any, corpus: Dataset) -> None:
     """Check that the data are those that a checkpoint was trained on.
 
     Raises:

@@ -10,8 +10,8 @@ LIKE_HEADER = re.compile(r"^--- step", re.MULTILINE)
 
 
 def write_samples(path: Path, step: int, texts: Sequence[tuple[str, str]]) -> None:
-    """Add the (prompt, continuation) pairs of a step; what the file has of this step or of later
-    ones, left by a process that died, is taken out. Without pairs it is only taken out."""
+    """Add the (prompt, what there is to read) pairs of a step; what the file has of this step or of
+    later ones, left by a process that died, is taken out. Without pairs it is only taken out."""
     size = path.stat().st_size if path.exists() else 0
     keep = length_before(path.read_bytes(), step) if size else 0
     with path.open("ab") as file:
@@ -32,11 +32,11 @@ def length_before(content: bytes, step: int) -> int:
     return next(starts, len(content))
 
 
-def block(step: int, prompt: str, continuation: str) -> str:
+def block(step: int, prompt: str, text: str) -> str:
     """One sample with its header; a line that looks like a header is moved in by a space.
 
-    >>> block(5, "a", "b")
+    >>> block(5, "a", "ab")
     "--- step 5: 'a'\\nab\\n"
     """
-    text = LIKE_HEADER.sub(" --- step", prompt + continuation)
+    text = LIKE_HEADER.sub(" --- step", text)
     return f"--- step {step}: {prompt!r}\n{text}\n"

@@ -15,7 +15,7 @@ from jscale import train
 from jscale.checkpoint.agreement import first_decides, said
 from jscale.checkpoint.store import Store
 from jscale.config.data import to_data
-from jscale.data.corpus import Corpus
+from jscale.data.dataset import Dataset
 from jscale.errors import CheckpointError, ConfigError
 from jscale.evaluation.examination import open_tasks
 from jscale.evaluation.heldout import why_no_bytes
@@ -23,7 +23,7 @@ from jscale.evaluation.task import Questions
 from jscale.explain import as_data, explain_task
 from jscale.mesh import MeshShape
 from jscale.prepare import Choice, real_mesh, task_of
-from jscale.recipe import Recipe
+from jscale.recipe import Recipe, check_vocabulary
 from jscale.run.environment import environment
 from jscale.run.resume import agree, begun, check_data
 from jscale.run.runfolder import RunFolder, atomic_write, writing
@@ -169,7 +169,7 @@ def check_every_process_is_used(mesh: Mesh) -> None:
         )
 
 
-def open_together(recipe: Recipe, work: Work | None) -> Corpus:
+def open_together(recipe: Recipe, work: Work | None) -> Dataset:
     """The recipe's data on every process: the first one tokenizes, the others find it done.
 
     Where they do not share the cache, each of them tokenizes what the first one has found good.
@@ -178,14 +178,14 @@ def open_together(recipe: Recipe, work: Work | None) -> Corpus:
         DataError: they cannot be read.
         ConfigError: the tokenizer has more tokens than the model; processes have read other data.
     """
-    opened: list[Corpus] = []
+    opened: list[Dataset] = []
     first_decides(lambda: opened.append(open_corpus(recipe, work)))
     corpus = opened[0] if opened else open_corpus(recipe, work)
     check_same({"data": {"fingerprint": corpus.fingerprint}})
     return corpus
 
 
-def open_questions(recipe: Recipe, corpus: Corpus) -> dict[str, Questions]:
+def open_questions(recipe: Recipe, corpus: Dataset) -> dict[str, Questions]:
     """The tasks of the recipe's evaluation, read before anything is trained.
 
     Raises:
@@ -195,7 +195,7 @@ def open_questions(recipe: Recipe, corpus: Corpus) -> dict[str, Questions]:
     return open_tasks(tasks, corpus.tokenizer, recipe.data.length)
 
 
-def open_corpus(recipe: Recipe, work: Work | None) -> Corpus:
+def open_corpus(recipe: Recipe, work: Work | None) -> Dataset:
     """The recipe's data, read and tokenised.
 
     Raises:
@@ -203,10 +203,5 @@ def open_corpus(recipe: Recipe, work: Work | None) -> Corpus:
         ConfigError: the tokenizer has more tokens than the model.
     """
     corpus = recipe.data.open(recipe.seed, work)
-    vocab, tokens = getattr(recipe.model, "vocab", None), corpus.tokenizer.vocab
-    if isinstance(vocab, int) and tokens > vocab:
-        raise ConfigError(
-            f"the tokenizer has {tokens} tokens and model.vocab={vocab}: make model.vocab at least"
-            f" {tokens}"
-        )
+    check_vocabulary(recipe.model, corpus.tokenizer.vocab)
     return corpus

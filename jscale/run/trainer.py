@@ -40,7 +40,7 @@ from jscale.run.starts import Starts
 from jscale.run.stops import Stops
 from jscale.score import score
 from jscale.signals import Signals, Stopped
-from jscale.text import check_several, continue_texts
+from jscale.text import check_several, continue_texts, shown
 
 SHOWN = ("loss", "tokens_per_second", "mfu", "eta_seconds")
 
@@ -223,7 +223,10 @@ class Trainer:
         sampling: Sampling = Sampling(),
         seed: int = 0,
     ) -> list[str]:
-        """A continuation of each prompt, up to `length` tokens or the end of the document."""
+        """A continuation of each prompt, up to `length` tokens or the end of the document.
+
+        Of an encoder-decoder it is what it makes of each prompt, a source.
+        """
         return continue_texts(
             self.task.model,
             self.evaluation_params,
@@ -234,6 +237,21 @@ class Trainer:
             layout=self.task.layout,
             seed=seed,
         )
+
+    def start_from(self, params: PyTree[Any]) -> None:
+        """Put these parameters in the place of a new run's random ones, and begin to save that.
+
+        Raises:
+            ConfigError: the run has begun.
+        """
+        if self.session.store.latest() is not None or self.step:
+            raise ConfigError(
+                f"{self.session.folder.path} has begun: only a new run can start from"
+            )
+        key = jax.random.key(self.recipe.seed)
+        self.state = train.start_from(self.task, key, params)
+        self._saved = -1
+        self.save()
 
     def save(self) -> None:
         """Begin to save the state of this step, unless that has been done.
@@ -388,9 +406,10 @@ class Trainer:
         pairs = tuple(zip(samples.prompts, texts, strict=True))
         if jax.process_index() == 0:
             with writing(self.session.folder.samples):
-                write_samples(self.session.folder.samples, step, pairs)
-                for prompt, continuation in pairs:
-                    self._writers.text(step, f"sample/{prompt}", prompt + continuation)
+                read = [(prompt, shown(self.task.model, prompt, text)) for prompt, text in pairs]
+                write_samples(self.session.folder.samples, step, read)
+                for prompt, text in read:
+                    self._writers.text(step, f"sample/{prompt}", text)
         self.tell(Sampled(step, pairs))
 
     def _report(self, fetched: Sequence[tuple[int, dict[str, float]]]) -> None:

@@ -17,6 +17,8 @@ def of_orbax() -> list[str]:
     return [o.__name__ for o in alive if "orbax" in o.cr_code.co_filename]
 
 
+# Where PyTorch is installed and loaded, looking at all that is alive touches a name it gives up.
+@pytest.mark.filterwarnings("ignore:.torch.distributed.reduce_op:FutureWarning")
 def test_nothing_of_a_failed_load_outlives_it(tmp_path):
     with Store(tmp_path, Checkpoints()) as store:
         store.save(1, make_state())

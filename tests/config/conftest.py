@@ -80,13 +80,20 @@ class Run:
 
 
 @pytest.fixture(autouse=True)
-def forgetful(tmp_path: Path) -> Iterator[None]:
-    """Take back what loading files does to the import system."""
-    path = list(sys.path)
+def forgetful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take back what loading files does to the import system, here and in tests before."""
+    base, path = str(tmp_path_factory.getbasetemp()), list(sys.path)
+    sys.path[:] = [folder for folder in path if not folder.startswith(base)]
+    _forget(base)
     yield
     sys.path[:] = path
+    _forget(base)
+
+
+def _forget(base: str) -> None:
+    """Drop the modules of files below a folder."""
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+        if str(getattr(module, "__file__", None)).startswith(base):
             del sys.modules[name]
 
 

@@ -2,8 +2,11 @@
 
 import pytest
 
-from jscale.flops import attention_span, flops_per_token, train_flops_per_token
-from jscale.models import Llama, Model
+from jscale.flops import attention_span, flops_per_token, train_flops_per_token, width
+from jscale.models import DeepSeekV2, EncoderDecoder, Llama, Model, TransformerDecoder
+from jscale.models.feed import MLP
+from jscale.models.latent import Latent
+from jscale.models.sparse import Experts
 
 
 def by_hand(c: Llama, length: int) -> float:
@@ -17,6 +20,23 @@ def test_flops_are_those_of_the_formula_tied_or_not():
     for tied in (False, True):
         config = Llama(1000, 64, 3, 4, 2, 128, head=32, tied=tied)
         assert flops_per_token(Model(config), 100) == by_hand(config, 100)
+
+
+LATENT = Latent(kv=16, q=24, plain=8, rotated=4, value=6)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (Llama(1000, 64, 3, 4, 2, 128, head=32), 3 * 4 * 32),
+        (TransformerDecoder(100, 64, 2, 4, MLP(128)), 2 * 64),
+        (EncoderDecoder(100, 64, (2, 3), 4, MLP(128)), (2 + 3 + 3) * 64),
+        (DeepSeekV2(64, 32, 2, 4, 48, experts=Experts(4), latent=LATENT), 2 * 4 * (12 + 6) // 2),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_attention_is_as_wide_as_its_queries_and_values(config, wanted):
+    assert width(Model(config)) == wanted
 
 
 def test_a_model_of_eight_billion():

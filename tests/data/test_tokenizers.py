@@ -151,6 +151,15 @@ def test_names_come_from_the_config_then_from_what_is_well_known(tmp_path):
     assert TokenizerFile(path).load().names["bos"] is None  # not twice between documents
 
 
+@pytest.mark.parametrize("number", [4, [4, 3], [3]])
+def test_a_release_s_config_may_give_the_number_of_the_end(tmp_path, number):
+    path = release(tmp_path, ["<stop>", "<over>"])
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": number}))
+    wanted = "<stop>" if number == [3] else "<over>"
+    assert TokenizerFile(path).load().names["eos"] == wanted
+    assert TokenizerFile(path, eos="a").load().names["eos"] == "a"
+
+
 def test_settings_that_cut_or_fill_are_switched_off(tmp_path):
     tokenizer = TokenizerFile(release(tmp_path, ["</s>"])).load()
     assert tokenizer.encode_batch(["a", "b"]) == [[0], [1]]

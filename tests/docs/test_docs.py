@@ -22,9 +22,13 @@ from typing import NamedTuple
 import pytest
 
 from jscale.config.tree import nodes
+from jscale.data import TextData
 from jscale.launch.cli import COMMANDS, main
+from jscale.launch.commands import importing
 from jscale.launch.commands.arguments import resolve
+from jscale.launch.commands.forms import FORMS
 from jscale.launch.recipes import quickstart
+from jscale.mesh.compat import setting
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +38,7 @@ LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 OTHERS = ("cat ", "cd ", "git ", "kill ", "pip ", "pytest ", "ruff ", "source ", "tensorboard ")
 SHELLS = ("sh", "bash")
 FIRST = ("git clone", "./")  # a block that begins so sets up an environment of its own
+TRAINED = ("quickstart", "examples/parallel_block.py")  # the runs that a reader has at hand
 
 # Small values for what a training command leaves unsaid, where the recipe has such a field.
 SMALL = {
@@ -102,6 +107,12 @@ def blocks(page: Path) -> list[Block]:
 RUNNABLE = [page for page in PAGES if any(b.runs for b in blocks(page))]
 
 
+def trained_by_pages() -> set[str]:
+    """The recipes of what readers have at hand, and of every training that a page shows."""
+    run = [b.text for page in RUNNABLE for b in blocks(page) if b.runs and b.language in SHELLS]
+    return {*TRAINED, *re.findall(r"^\s*(?:\$ )?jscale train (\S+)", "\n".join(run), re.MULTILINE)}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the texts that the pages speak of, and two runs, trained a little."""
@@ -109,7 +120,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
     write_texts(folder, [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")])
     with pytest.MonkeyPatch.context() as patch, reader(folder, folder / "home", patch):
-        for recipe in ("quickstart", "examples/parallel_block.py"):
+        for recipe in TRAINED:
             assert main(smaller(["train", recipe])) == 0
     return folder
 
@@ -136,6 +147,8 @@ def reader(folder: Path, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None
     known = set(sys.modules)
     patch.chdir(folder)
     patch.setenv("HOME", str(home))
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(setting("jax_compilation_cache_dir")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     patch.setattr(sys, "path", [str(folder), *sys.path])
     try:
         yield
@@ -156,11 +169,19 @@ def desk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def smaller(words: list[str]) -> list[str]:
-    """The words of a `train` command, with small values for what they leave unsaid."""
-    if words[0] != "train" or "--help" in words or Path(words[1]).is_dir():
-        return words
-    given = {word.split("=")[0] for word in words[2:] if "=" in word}
-    there = {path for path, _ in nodes(resolve(words[1]).value)}
+    """The words of a command with a recipe, with small values for what they leave unsaid."""
+    named = len(words) > 1 and (words[1] in FORMS or words[1].endswith(".py"))
+    at = {"train": 1, "import": 3 if named else 2}.get(words[0])
+    if at is None or "--help" in words or any(Path(word).is_dir() for word in words[at : at + 1]):
+        return words  # of no recipe, or of a run's, which is small by now
+    given = {word.split("=")[0] for word in words if "=" in word}
+    unnamed = not words[at:] or "=" in words[at] or words[at].startswith("--")
+    recipe = resolve(importing.DEFAULT if unnamed else words[at]).value
+    there = {path for path, x in nodes(recipe) if path != "model.layers" or isinstance(x, int)}
+    if unnamed:  # the release has a model and tokens of its own
+        there = {path for path in there if not path.startswith(("model.", "data.tokenizer"))}
+    if not isinstance(recipe.data, TextData):  # other data are small by themselves
+        there = {path for path in there if not path.startswith("data.")}
     free = lambda path: not any(path.startswith(g) or g.startswith(f"{path}.") for g in given)
     small = [f"{path}={value}" for path, value in SMALL.items() if path in there and free(path)]
     return [*words, *small]
@@ -207,11 +228,18 @@ def test_every_block_of_a_page_runs(
             run_shell(block)
         else:
             run_python(block, names)
-        check_shown(block, "".join(capfd.readouterr()))
+        printed = "".join(capfd.readouterr())
+        assert "jscale train examples/" not in block.text or "step" in printed, block.where
+        check_shown(block, printed)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_every_example_runs(example: Path, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+UNTRAINED = [path for path in EXAMPLES if f"examples/{path.name}" not in trained_by_pages()]
+
+
+@pytest.mark.parametrize("example", UNTRAINED, ids=lambda path: path.name)
+def test_every_other_example_runs(
+    example: Path, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "def recipe(" in example.read_text(encoding="utf-8"):
         assert main(smaller(["train", f"examples/{example.name}"])) == 0
     else:

@@ -36,7 +36,9 @@ def recipe(cache: Path, mesh: MeshShape = ALONE, **data: Any) -> Recipe:
 
 def opened(cache: Path, mesh: MeshShape = ALONE, **data: Any) -> tuple[train.Task, Corpus]:
     about = recipe(cache, mesh, **data)
-    return task_of(about, make_mesh(mesh)), about.data.open(seed=0)
+    corpus = about.data.open(seed=0)
+    assert isinstance(corpus, Corpus)
+    return task_of(about, make_mesh(mesh)), corpus
 
 
 def random_params(task: train.Task, seed: int = 0) -> Params:

@@ -167,7 +167,7 @@ def test_config_shows_every_value_and_its_origin(call: Call) -> None:
     assert rows["optimizer = Lion"] == "command line: optimizer=Lion(peak=1e-4)"
     assert rows["optimizer.peak = 0.0001"] == "command line: optimizer=Lion(peak=1e-4)"
     assert "default of Recipe (" in rows["seed = 0"] and "recipe.py:" in rows["seed = 0"]
-    assert "default of Llama (" in rows["model.eps = 1e-06"]
+    assert "default of Sized (" in rows["model.eps = 1e-06"]
     assert "recipes/quickstart.py:" in rows["model.tied = True"]
 
 
@@ -316,4 +316,4 @@ def test_the_recipe_of_the_documentation_works(call: Call) -> None:
     page = Path(__file__).parents[2] / "docs" / "recipes.md"
     Path("mine.py").write_text(page.read_text().split("```python\n")[1].partition("```")[0])
     status, out, err = call("config", "mine.py")
-    assert (status, err) == (0, "") and "from Llama.of_depth, called at mine.py:10" in out
+    assert (status, err) == (0, "") and "from Sized.of_depth, called at mine.py:10" in out

@@ -9,7 +9,8 @@ from jscale.launch import recipes
 from jscale.recipe import Recipe
 
 NAMES = [recipe.name for recipe in shipped(recipes)]
-DEVICES = {"quickstart": (1, 2, 4, 8), "tiny": (1, 2, 4, 8), "llama_8b": (8, 64, 256, 512)}
+SMALL = {name: (1, 2, 4, 8) for name in ("quickstart", "tiny", "further")}
+DEVICES = {**SMALL, "llama_8b": (8, 64, 256, 512)}
 
 
 @pytest.mark.parametrize("name", NAMES)

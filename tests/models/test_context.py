@@ -206,7 +206,7 @@ def test_on_tpus_a_ring_sends_kernels_attend_and_no_chip_holds_all_keys(machine)
     assert "all-gather" not in text and "all-to-all" not in text
     assert f"[1,{length}," not in text and f",{length},128]" not in text
     if memory is not None:  # a chip's queries, keys, values, results, their gradients, and copies
-        assert memory.temp_size_in_bytes < 10 * (length // 4) * 128 * 4
+        assert memory.temp_size_in_bytes < 12 * (length // 4) * 128 * 4
 
 
 @pytest.mark.slow

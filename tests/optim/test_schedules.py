@@ -64,7 +64,7 @@ def test_host_rate_touches_no_device():
         (Linear(warmup=6, final=0.3), optax.linear_schedule(PEAK, 0.3 * PEAK, STEPS - 6)),
         (WarmupStableDecay(6, 10), optax.linear_schedule(PEAK, 0.0, 10, STEPS - 16)),
     ],
-    ids=repr,
+    ids=lambda x: type(x).__name__,
 )
 def test_equals_optax(schedule, after_warmup):
     warmup = optax.linear_schedule(PEAK / 6, PEAK, 5)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes.releases import SPLIT, released
 from run.tiny import environment, tiny, write_recipe
 
 from jscale.errors import ConfigError
@@ -57,6 +58,9 @@ with Trainer(tiny(folder, mesh=mesh, steps=3, samples=None), folder / "run") as 
     print(trainer.evaluate(1)["loss"])
     print([round(float(x), 4) for x in trainer.predict(["def f(x):", "import os"])[1]])
     print(trainer.generate(["def "], length=4, seed=1))
+
+from processes.releases import read
+print(*read(folder / "release"))
 leave()
 """
 
@@ -67,6 +71,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]
     folder = tmp_path_factory.mktemp("agreement")
     write_recipe(folder)
     tiny(folder)
+    released(folder / "release")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with reserved_port() as port:
         places = [Place(f"127.0.0.1:{port}", 2, process) for process in range(2)]
@@ -110,6 +115,15 @@ def test_several_processes_evaluate_predict_and_generate_as_one(
         predicted = trainer.predict(["def f(x):", "import os"])[1]
         np.testing.assert_allclose(predicted, eval(first[3]), atol=1e-4)
         assert str(trainer.generate(["def "], length=4, seed=1)) == first[4]
+
+
+def test_of_a_release_each_process_reads_what_its_devices_hold(
+    told: tuple[Path, list[list[str]]],
+) -> None:
+    """Half of what is split over both, whether an array's own sizes are or how many there are."""
+    for lines in told[1]:
+        parts = dict(zip(SPLIT, map(float, lines[5].split()), strict=True))
+        assert parts == {"nothing": 1.0, "layers": 0.5, "sizes": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,8 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert profile(tmp_path, "", "--out", str(tmp_path / "out")) == 0
     assert profile(tmp_path, "", "--out", str(tmp_path / "out")) == 0  # again, beside the first
     out = capsys.readouterr().out
-    assert "layers/attend backward" in out and "ms a step" in out and "(unattributed)" in out
+    assert "layers/" in out and " backward" in out  # of many scopes, the costliest
+    assert "ms a step" in out and "(unattributed)" in out
     for line in ("step  ", "compile  ", "collectives  ", "host gaps  ", "idle  "):
         assert line in out, line
     assert "exposed (0.0% of busy)" in out

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from run.tiny import call, contents, environment, tiny, write_recipe
 
+from jscale.data import Bytes
 from jscale.explain import compile_step, explain
 from jscale.launch.cli import main
 from jscale.mesh import MeshShape
@@ -40,6 +41,16 @@ def test_a_dry_run_compiles_the_step_and_writes_nothing(
     assert said.startswith("the train step compiles in ") and "on each device" in said and not err
     left = {n: content for n, content in contents(tmp_path).items() if "__pycache__" not in n}
     assert left == before
+
+
+def test_a_dry_run_reads_how_many_tokens_a_file_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Bytes().load().save(tmp_path / "bytes")
+    file = write_recipe(tmp_path, "tokenizer=TokenizerFile('bytes'), model=replace(MODEL, vocab=9)")
+    assert main(["train", str(file), "--dry-run"]) == 64
+    assert "data.tokenizer has 259 tokens and model.vocab=9" in capsys.readouterr().err
 
 
 def test_the_memory_of_the_step_is_more_than_its_state(tmp_path: Path) -> None:

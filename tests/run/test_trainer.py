@@ -4,6 +4,7 @@ import json
 import signal
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -190,7 +191,8 @@ def test_a_batch_of_another_shape_is_told_with_what_changed(tmp_path: Path) -> N
     with Trainer(recipe, tmp_path / "run", [events.append]) as trainer:
         for step, _ in trainer:
             if step == 3:
-                batch = trainer.session.corpus.train.global_batch(3)
+                stream: Any = trainer.session.corpus.train
+                batch = stream.global_batch(3)
                 longer = {name: np.tile(x, (1, 2)) for name, x in batch.items()}
                 where = trainer.task.layout.activation_sharding("batch", "length")
                 trainer._program(trainer.state, jax.device_put(longer, where))

@@ -74,10 +74,26 @@ def alone(name):
     return loss_and_grads(task(DECODERS[name], {}))
 
 
-@pytest.mark.parametrize("axes", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", DECODERS)
+# Of all but Llama, by default only the layouts that split the most.
+MOST = "fsdp-tensor", "data-context-tensor"
+CASES = [
+    pytest.param(name, axes, marks=[] if brief else pytest.mark.slow, id=f"{name}-{layout}")
+    for name in DECODERS
+    for layout, axes in LAYOUTS.items()
+    for brief in [name == "llama" or layout in MOST]
+]
+
+
+# What lies between two steps of BitNet's eight bits may fall to either: of a gradient's largest
+# number, one such activation changes half a per cent.
+TOLERANCE = {"bitnet": 2e-2}
+
+
+@pytest.mark.parametrize("name, axes", CASES)
 def test_every_layout_gives_the_gradients_of_one_device(name, axes):
-    assert_close(loss_and_grads(task(DECODERS[name], axes)), alone(name), LAYOUT)
+    assert_close(
+        loss_and_grads(task(DECODERS[name], axes)), alone(name), TOLERANCE.get(name, LAYOUT)
+    )
 
 
 @pytest.mark.parametrize("axes", [{}, dict(fsdp=2), dict(data=2, tensor=2)], ids=str)

@@ -1,0 +1,1 @@
+"""Weights in the formats of other frameworks: tables of names and shapes, read both ways."""
