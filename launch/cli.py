@@ -32,6 +32,7 @@ COMMANDS = {
     "launch": Command("jscale.launch.commands.launch", "train in several processes"),
     "config": Command("jscale.launch.commands.config", "show a recipe: every value, and why"),
     "recipes": Command("jscale.launch.commands.recipes", "list the recipes, or copy one to edit"),
+    "models": Command("jscale.launch.commands.models", "list the architectures, or show one"),
     "profile": Command("jscale.launch.commands.profile", "show where the time of a step goes"),
     "bench": Command("jscale.launch.commands.bench", "time each kernel against all others"),
     "explain": Command("jscale.launch.commands.explain", "show where every parameter goes"),
@@ -41,6 +42,9 @@ COMMANDS = {
     "ckpt": Command("jscale.launch.commands.ckpt", "list, inspect and verify checkpoints"),
     "generate": Command("jscale.launch.commands.generate", "continue text with a trained model"),
     "report": Command("jscale.launch.commands.report", "draw a run, or several, as a page"),
+    "import": Command(
+        "jscale.launch.commands.importing", "start a run from another framework's weights"
+    ),
     "export": Command("jscale.launch.commands.export", "write a trained model as plain files"),
     "evaluate": Command("jscale.launch.commands.evaluate", "measure a trained model"),
 }

@@ -4,7 +4,9 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from jscale.generate import writes
 from jscale.run.trainer import Trainer
+from jscale.text import shown
 
 
 def say_goodbye(
@@ -35,12 +37,13 @@ def say_goodbye(
     if recipe.samples:
         length, sampling = recipe.samples.length, recipe.samples.sampling
         text = trainer.generate([prompt], length, sampling, seed=trainer.step)[0]
-        say(f"--- a sample\n{prompt}{text}\n---")
+        say(f"--- a sample\n{shown(trainer.task.model, prompt, text)}\n---")
     phases = sorted(trainer.seconds.items(), key=lambda item: -item[1])
     say("time: " + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in phases[:5]))
     path = shlex.quote(str(folder))
+    ask = f"generate {path} --prompt {shlex.quote(prompt)}"
     commands = [
-        f"jscale generate {path} --prompt {shlex.quote(prompt)}",
+        f"jscale {ask if writes(trainer.task.model) else f'evaluate {path}'}",
         f"jscale report {path}     # curves, speed, memory, samples as a page",
         f"jscale ckpt list {path}",
         f"tensorboard --logdir {path}/events",

@@ -53,6 +53,15 @@ def _hear(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
 
+class Patience:
+    """How many signals end a process of `signals_end`, whatever it is doing."""
+
+    signals = 2
+
+
+PATIENCE = Patience()
+
+
 @contextmanager
 def nothing_to_close() -> Iterator[None]:
     """A block, inside of `signals_end`, in which the first signal ends the process by itself.
@@ -60,11 +69,18 @@ def nothing_to_close() -> Iterator[None]:
     For long work that leaves nothing half done, in libraries that may swallow what is raised.
     """
     ours = [number for number in USUAL if signal.getsignal(number) is _hear]
+    if not ours:
+        yield
+        return
     for number in ours:
-        signal.signal(number, lambda signum, frame: end_now(signum, told(signum)))
+        # The thread that counts signals ends the process: it hears one that another thread caught,
+        # or that found this one in native code.
+        signal.signal(number, lambda signum, frame: None)
+    PATIENCE.signals = 1
     try:
         yield
     finally:
+        PATIENCE.signals = 2
         for number in ours:
             signal.signal(number, _hear)
 
@@ -92,16 +108,20 @@ def _second_ends() -> Iterator[None]:
 
 
 def _watch(reader: socket.socket, over: threading.Event) -> None:
-    """Count the signals, and leave at the second one unless the block has ended."""
+    """Count the signals, and leave when there are enough unless the block has ended."""
     heard: list[int] = []
     with reader:
-        while len(heard) < 2:
+        while len(heard) < PATIENCE.signals:
             numbers = reader.recv(64)
             if not numbers:
                 return
             heard += [number for number in numbers if number in USUAL]
-    if not over.is_set():
-        end_now(heard[-1], "\njscale: ended at once; what was saved stands")
+    if over.is_set():
+        return
+    again = len(heard) > 1
+    end_now(
+        heard[-1], "\njscale: ended at once; what was saved stands" if again else told(heard[-1])
+    )
 
 
 @contextmanager

@@ -1,4 +1,32 @@
 """Networks: axes and mathematics."""
 
+from jscale.models.beit3 import BEiT3 as BEiT3
+from jscale.models.bert import BERT as BERT
+from jscale.models.bert import RoBERTa as RoBERTa
+from jscale.models.bitnet import BitNet as BitNet
+from jscale.models.deepseek import DeepSeekV2 as DeepSeekV2
+from jscale.models.deepseek import DeepSeekV3 as DeepSeekV3
+from jscale.models.differential import Differential as Differential
+from jscale.models.gemma import Gemma2 as Gemma2
+from jscale.models.gemma import Gemma3 as Gemma3
+from jscale.models.glm import GLM4MoE as GLM4MoE
+from jscale.models.gpt2 import GPT2 as GPT2
+from jscale.models.gpt_oss import GptOss as GptOss
 from jscale.models.llama import Llama as Llama
+from jscale.models.llama4 import Llama4 as Llama4
+from jscale.models.llava import LLaVA as LLaVA
+from jscale.models.mistral import Mistral as Mistral
+from jscale.models.mixtral import Mixtral as Mixtral
 from jscale.models.model import Model as Model
+from jscale.models.olmo import Olmo2 as Olmo2
+from jscale.models.olmoe import OLMoE as OLMoE
+from jscale.models.phi import Phi3 as Phi3
+from jscale.models.qwen import Qwen2 as Qwen2
+from jscale.models.qwen import Qwen3 as Qwen3
+from jscale.models.qwen_moe import Qwen3MoE as Qwen3MoE
+from jscale.models.retnet import RetNet as RetNet
+from jscale.models.transformer import EncoderDecoder as EncoderDecoder
+from jscale.models.transformer import TransformerDecoder as TransformerDecoder
+from jscale.models.transformer import TransformerEncoder as TransformerEncoder
+from jscale.models.vit import ViT as ViT
+from jscale.models.yoco import YOCO as YOCO

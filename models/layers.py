@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError, did_you_mean
 from jscale.mesh import Axes, alone, constrain, per_shard, split_over
+from jscale.models.turns import Make, Turn, folded, unfolded
 from jscale.pallas_kernels.linear_cross_entropy import Expected, linear_cross_entropy
 
 
@@ -25,6 +26,12 @@ def weight(rngs: nnx.Rngs, fan_in: int, **shape: int) -> nnx.Param:
     """
     value = fan_in**-0.5 * jax.random.normal(rngs.params(), tuple(shape.values()))
     return nnx.Param(value, out_sharding=tuple(shape), eager_sharding=False)
+
+
+def constant(value: float, **shape: int) -> nnx.Param:
+    """A weight with named dimensions whose numbers begin alike, as in `constant(0.0, mlp=8)`."""
+    full = jnp.full(tuple(shape.values()), value)
+    return nnx.Param(full, out_sharding=tuple(shape), eager_sharding=False)
 
 
 def project(equation: str, x: Float[Array, "..."], w: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -100,11 +107,14 @@ def logprobs(
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"] | None = None,
     z_loss: float = 0.0,
+    smoothing: float = 0.0,
+    cap: float | None = None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """The log-probability of each target and log Σ exp of its scores, which are never all held.
 
-    `weights` and `z_loss` tell which gradient to expect, as `Expected` does; each device scores its
-    rows, places and part of the vocabulary.
+    With `smoothing` ε a target is (1 − ε) · target + ε / V; with a `cap` c scores are
+    c · tanh(scores / c). `weights` and `z_loss` tell which gradient to expect, as `Expected` does;
+    each device scores its rows, places and part of the vocabulary.
     """
     split = split_over("batch", "length", "vocab")
     parts = Axes(None, "vocab" if split else None)
@@ -112,7 +122,9 @@ def logprobs(
 
     def score(h: Array, w: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
         expected = None if weights is None else Expected(weights, z_loss)
-        return linear_cross_entropy(h, w, targets, expected=expected, split=split)
+        return linear_cross_entropy(
+            h, w, targets, cap=cap, smoothing=smoothing, expected=expected, split=split
+        )
 
     return per_shard(
         score,
@@ -175,7 +187,7 @@ class RMSNorm(nnx.Module):
 
     @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return _normalise(self.eps, x, self.scale[...])
+        return normalise(self.eps, x, self.scale[...])
 
 
 def _normalise_forward(eps: float, x: Any, scale: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -193,8 +205,9 @@ def _normalise_backward(eps: float, saved: tuple[Any, ...], g: Any) -> tuple[Arr
     return dx.astype(x.dtype), (g * unit).sum(range(g.ndim - 1)).astype(scale.dtype)
 
 
-_normalise = jax.custom_vjp(lambda *inputs: _normalise_forward(*inputs)[0], nondiff_argnums=(0,))
-_normalise.defvjp(_normalise_forward, _normalise_backward)
+# Vectors over their root mean square (`eps` added to the square), times a scale.
+normalise = jax.custom_vjp(lambda *inputs: _normalise_forward(*inputs)[0], nondiff_argnums=(0,))
+normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 class SwiGLU(nnx.Module):
@@ -221,13 +234,13 @@ class SwiGLU(nnx.Module):
 Pair = Any  # an array or two: the gate's input and the values; in an array one after the other
 
 
-def _parts(pair: Pair) -> tuple[Any, Any]:
+def gate_and_up(pair: Pair) -> tuple[Any, Any]:
     gate, up = pair if isinstance(pair, tuple) else jnp.split(pair, 2, -1)
     return gate, up
 
 
 def _gated_forward(pair: Pair, down: Any) -> tuple[Array, tuple[Pair, Any]]:
-    gate, up = _parts(pair)
+    gate, up = gate_and_up(pair)
     h = constrain(jax.nn.silu(gate) * up, "batch", "length", "mlp")
     return h @ down.astype(h.dtype), (pair, down)
 
@@ -235,7 +248,7 @@ def _gated_forward(pair: Pair, down: Any) -> tuple[Array, tuple[Pair, Any]]:
 def _gated_backward(saved: tuple[Pair, Any], g: Any) -> tuple[Pair, Array]:
     # From the projections alone; JAX's own derivative keeps six more arrays as large as one.
     pair, down = saved
-    gate, up = _parts(pair)
+    gate, up = gate_and_up(pair)
     share = jax.nn.sigmoid(gate)
     passed = gate * share
     h = constrain(passed * up, "batch", "length", "mlp")
@@ -271,33 +284,48 @@ def check_remat(name: str) -> str:
     return name
 
 
+Hidden = Any  # Float[Array, "B T D"], or a tree of such: the kinds of tokens of a row
+
+
 class Stack(nnx.Module):
     """`layers` blocks with their weights stacked, run by a scan, rematerialised by a policy.
 
     A block maps `(x, context, state)` to `(x, outputs)`: `context` is what all blocks share
-    (positions, segments), `state` what each has of its own (a key/value cache, or None), and the
-    `outputs` of all blocks come back stacked.
+    (positions, segments), but for its key, which is each block's own; `state` is what each has of
+    its own (a key/value cache, or None), and the `outputs` of all blocks come back stacked.
+
+    Several `make` blocks that take turns: the scan is over turns, of which one is compiled. Their
+    outputs are reports by name, which not all of them need to have, and a tree that all have alike.
     """
 
-    def __init__(
-        self, make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs, remat: str
-    ):
-        self.remat = check_remat(remat)
+    def __init__(self, make: Make | tuple[Make, ...], layers: int, rngs: nnx.Rngs, remat: str):
+        makes = make if isinstance(make, tuple) else (make,)
+        one = makes[0] if len(makes) == 1 else lambda rngs: Turn(makes, rngs)
+        assert layers % len(makes) == 0, (layers, len(makes))
+        self.turns, self.layers, self.remat = len(makes), layers, check_remat(remat)
         self.block = jax.tree.map(
             lambda w: w.replace(out_sharding=("layers", *w.get_metadata()["out_sharding"])),
-            jax.vmap(make)(rngs.split(layers)),
+            jax.vmap(one)(rngs.split(layers // len(makes))),
             is_leaf=lambda w: isinstance(w, nnx.Variable),
         )
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Any, state: Any = None
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        def step(x: Array, layer: tuple[Any, Any]) -> tuple[Array, Any]:
-            block, mine = layer
-            return block(x, context, mine)
+        self, x: Hidden, context: Any, state: Any = None, layers: int | None = None
+    ) -> tuple[Hidden, Any]:
+        """Through all blocks, or through the first `layers` alone."""
 
+        def step(x: Hidden, layer: tuple[Any, Any, Any]) -> tuple[Hidden, Any]:
+            block, mine, key = layer
+            return block(x, context if key is None else context._replace(key=key), mine)
+
+        turns = (self.layers if layers is None else layers) // self.turns
+        blocks = self.block
+        if layers is not None:
+            blocks = jax.tree.map(lambda w: w[:turns], blocks)
+        keys = None if context.key is None else jax.random.split(context.key, turns)
         policy = REMAT[self.remat]
         if policy is not None:
             step = jax.checkpoint(step, policy=policy, prevent_cse=False)
         with jax.named_scope("layers"):
-            return jax.lax.scan(step, x, (self.block, state))
+            x, outputs = jax.lax.scan(step, x, (blocks, folded(state, self.turns), keys))
+        return x, unfolded(outputs, self.turns)

@@ -5,7 +5,7 @@ objects are built when a function is traced and never cross into or out of a com
 train step moves dictionaries of arrays and nothing else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jscale.mesh import Layout
+from jscale.models.draws import Drawing
 
 Params = dict[str, Any]
 
@@ -47,6 +48,7 @@ class Model:
     config: Config
     compute: str = "float32"  # dtype of activations
     store: str = "float32"  # dtype of weights
+    draws: bool = True  # whether it may draw (dropout) where it is given a key: not in evaluation
 
     @cached_property
     def _split(self) -> tuple[Any, Any]:
@@ -79,6 +81,21 @@ class Model:
         """How many weights there are."""
         return sum(s.size for s in jax.tree.leaves(self.shapes))
 
+    @cached_property
+    def shares(self) -> PyTree[float]:
+        """Of each weight the share that a token uses: 1, and of experts the few that are chosen."""
+        flat = {
+            path: variable.get_metadata().get("share", 1.0)
+            for path, variable in nnx.to_flat_state(self._split[1])
+        }
+        return traverse_util.unflatten_dict(flat)
+
+    @property
+    def active(self) -> int:
+        """How many weights a token uses."""
+        used = jax.tree.map(lambda s, share: s.size * share, self.shapes, self.shares)
+        return round(sum(jax.tree.leaves(used)))
+
     def init(self, key: PRNGKeyArray, layout: Layout | None = None) -> Params:
         """Random weights, each born in its shards: no device or host ever holds the whole."""
 
@@ -89,12 +106,25 @@ class Model:
         shardings = layout.weight_shardings(self.shapes, self.axes) if layout else None
         return jax.jit(init, out_shardings=shardings)(key)
 
-    def bind(self, params: Params) -> Any:
-        """The network with these weights, to be called while tracing (or eagerly, to look)."""
+    @cached_property
+    def still(self) -> "Model":
+        """The same model, which draws nothing: for evaluation."""
+        still = replace(self, draws=False)
+        still.__dict__["_split"] = self._split  # known once: not made under whatever mesh is active
+        return still
+
+    def bind(self, params: Params, rng: PRNGKeyArray | None = None) -> Any:
+        """The network with these weights, to be called while tracing (or eagerly, to look).
+
+        With `rng` it draws what it draws in training: dropout, experts chosen at random.
+        """
         graph, state = self._split
         state = jax.tree.map(lambda leaf: leaf, state)
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state)
+        network = nnx.merge(graph, state)
+        if isinstance(network, Drawing) and self.draws:
+            network.key = rng
+        return network
 
     def __call__(self, params: Params, *inputs: Array | None, **more: Any) -> Any:
         """What the network returns for these inputs."""

@@ -79,7 +79,7 @@ class Order(NamedTuple):
         given = tokens, context.positions, context.segments
         tokens, positions, segments = self._moved(kernels.to_zigzag, given, ROWS)
         places = jnp.broadcast_to(kernels.zigzag_places(tokens.shape[1], self.ways), tokens.shape)
-        return tokens, Context(positions, segments, places)
+        return tokens, context._replace(positions=positions, segments=segments, places=places)
 
     def undo(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Hidden states in the order in which their tokens were given."""

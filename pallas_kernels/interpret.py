@@ -58,9 +58,14 @@ def gpu() -> bool:
 
 
 def mosaic_gpu() -> Any:
-    """What a Mosaic-GPU kernel takes as `interpret`; unwritten memory holds NaN."""
+    """What a Mosaic-GPU kernel takes as `interpret`; unwritten memory holds NaN.
+
+    From JAX 0.12 on accesses that race raise, of all memories and of what the tensor cores do.
+    """
     if not active():
         return False
     from jax._src.pallas.mosaic_gpu.interpret import params  # public from JAX 0.12 on
+    from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    return params.InterpretGPUParams(uninitialized_memory="nan")
+    races = hasattr(plgpu, "InterpretGPUParams")
+    return params.InterpretGPUParams(uninitialized_memory="nan", detect_races=races)

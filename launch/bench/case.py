@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from jscale.launch.bench.ceiling import Ceiling, product, side_of
+from jscale.launch.bench.ceiling import Ceiling, copy, product, side_of
 from jscale.launch.bench.measure import Clock, Times, rounded, take_turns
 from jscale.launch.bench.subject import Program, Ready, Subject, Work, wrong
 from jscale.pallas_kernels.device import Device
 
 DENSE = "dense product"  # of as many FLOPs, whatever they are for
+COPY = "copy"  # of as many bytes, where it is they that take the time
 
 
 def measure(
@@ -70,7 +71,7 @@ def one_pass(
     chosen: str,
     around: tuple[Ceiling, Clock, Device, str],
 ) -> dict[str, Any]:
-    """The figures of one pass of all that have it, and of a product of as many FLOPs."""
+    """The figures of one pass of all that have it, and of as large a product or copy."""
     ceiling, clock, where, dtype = around
     programs = {who: r.programs[name] for who, r in ready.items() if name in r.programs}
     scale = {who: 1.0 for who in programs}
@@ -78,6 +79,8 @@ def one_pass(
         side = side_of(work.flops, where.platform)
         programs[DENSE] = product(side, dtype)
         scale[DENSE] = work.flops / (2 * side**3)
+    if programs and work.bytes / ceiling.bytes > work.flops / ceiling.flops:
+        programs[COPY], scale[COPY] = copy(max(1, round(work.bytes / 8))), 1.0
     times = take_turns(programs, clock)
     scaled = {who: Times(tuple(scale[who] * s for s in t.seconds)) for who, t in times.items()}
     found = {

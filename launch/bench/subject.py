@@ -105,24 +105,25 @@ def differentiable(function: Callable[..., Any], gradients: bool = True) -> Cont
     def ready(inputs: Mapping[str, Any], passes: Sequence[str]) -> Ready:
         names = floating(inputs)
         given = tuple(inputs[name] for name in names)
+        # These are arguments as well: of constants XLA would compute all it can while it compiles.
         rest = {name: x for name, x in inputs.items() if name not in names}
-        run = lambda *x: function(**dict(zip(names, x, strict=True)), **rest)
-        save = lambda *x: jax.vjp(run, *x)
+        run = lambda rest, *x: function(**dict(zip(names, x, strict=True)), **rest)
+        save = lambda rest, *x: jax.vjp(lambda *x: run(rest, *x), *x)
         pull = lambda back, g: back(g)
 
-        def training(*x: Any) -> Any:
-            out, back = save(*x)
+        def training(rest: Any, *x: Any) -> Any:
+            out, back = save(rest, *x)
             return out, back(slope(out))
 
         wanted = [name for name in passes if gradients or name == "forward"]
         programs = {}
         if "forward" in wanted:
-            programs["forward"] = compiled(run, *given)
+            programs["forward"] = compiled(run, rest, *given)
         if "backward" in wanted:
-            out, back = jax.jit(save)(*given)
+            out, back = jax.jit(save)(rest, *given)
             programs["backward"] = compiled(pull, back, slope(out))
         if "training" in wanted or "backward" in wanted:
-            both = compiled(training, *given)
+            both = compiled(training, rest, *given)
             programs |= {"training": both} if "training" in wanted else {}
             return Ready(programs, lambda: named(names, *both.call()))
         return Ready(programs, lambda: {"result": programs["forward"].call()})

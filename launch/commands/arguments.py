@@ -46,6 +46,12 @@ def recipe_parser(command: str, description: str) -> Parser:
     Parse with `parse_intermixed_args`, so that overrides may stand anywhere after the recipe.
     """
     parser = Parser(prog=f"jscale {command}", description=description)
+    add_recipe(parser)
+    return parser
+
+
+def add_recipe(parser: Parser) -> None:
+    """Let the user name a recipe, and what to change of it."""
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
@@ -59,7 +65,6 @@ def recipe_parser(command: str, description: str) -> Parser:
         help="values to change: model.layers=4",
     )
     add_imports(parser)
-    return parser
 
 
 def run_parser(command: str, description: str) -> Parser:

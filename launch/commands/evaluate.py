@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jscale.errors import ConfigError, did_you_mean
 from jscale.launch.commands.arguments import run_from, run_parser
+from jscale.launch.commands.progress import progress
 from jscale.launch.quiet import quiet
 
 if TYPE_CHECKING:
@@ -127,18 +128,6 @@ def heldout(run: "Run", options: argparse.Namespace, others: bool) -> dict[str, 
 def examine(run: "Run", title: str, questions: "Questions") -> "Result":
     with progress(title) as tell_done:
         return questions.ask(run.subject, tell_done)
-
-
-@contextlib.contextmanager
-def progress(title: str) -> Iterator[Any]:
-    """A callback of (done, all) that shows them in place, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    yield lambda done, total: print(
-        f"\r{title}: {done} of {total}", end="", file=sys.stderr, flush=True
-    )
-    print(file=sys.stderr)
 
 
 def harness_results(run: "Run", options: argparse.Namespace) -> "dict[str, Result]":

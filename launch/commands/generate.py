@@ -1,4 +1,4 @@
-"""`jscale generate RUN --prompt TEXT`: text from a trained model."""
+"""`jscale generate RUN --prompt TEXT`: text from a trained model, or what it makes of a text."""
 
 import argparse
 import sys
@@ -9,11 +9,11 @@ from jscale.launch.quiet import quiet
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a continuation of each prompt."""
+    """Print each prompt with its continuation, or what an encoder-decoder makes of it."""
     options = parser().parse_args(list(arguments))
     quiet()
     from jscale.generate import Sampling
-    from jscale.text import continue_texts
+    from jscale.text import continue_texts, shown
 
     sampling = Sampling(options.temperature, options.top)
     run = run_from(options)
@@ -28,12 +28,14 @@ def main(arguments: Sequence[str]) -> int:
         seed=options.seed,
     )
     for prompt, text in zip(options.prompt, texts, strict=True):
-        show(prompt + text)
+        show(shown(run.model, prompt, text))
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = run_parser("generate", "Continue prompts with a trained model.")
+    parser = run_parser(
+        "generate", "Continue prompts with a trained model, or have it answer to them."
+    )
     parser.add_argument("--prompt", action="append", required=True, help="may be given repeatedly")
     parser.add_argument("--length", type=int, default=128, help="tokens at most (128)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (0.8)")

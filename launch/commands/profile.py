@@ -84,11 +84,14 @@ def as_data(profile: "Profile") -> dict[str, Any]:
 def show(profile: "Profile", folder: Path) -> None:
     """Print a profile for a person."""
     from jscale.launch.commands.tables import show as table
+    from jscale.profile.summary import UNATTRIBUTED
 
     ms = lambda seconds: f"{1e3 * seconds:,.3f}"
     share = lambda seconds: f"{seconds / profile.busy:.1%}" if profile.busy else ""
-    rest = profile.costs[COSTLIEST:]
-    rows = [(str(c.scope), ms(c.seconds), share(c.seconds)) for c in profile.costs[:COSTLIEST]]
+    # What belongs to no scope is told however little it is.
+    told = [c for i, c in enumerate(profile.costs) if i < COSTLIEST or c.scope == UNATTRIBUTED]
+    rest = [c for c in profile.costs if c not in told]
+    rows = [(str(c.scope), ms(c.seconds), share(c.seconds)) for c in told]
     if rest:
         left = sum(cost.seconds for cost in rest)
         rows.append((f"({len(rest)} more)", ms(left), share(left)))

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Collection, Sequence
 
+from jscale.columns import aligned
+
 
 def show(
     header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str] = ()
@@ -11,13 +13,7 @@ def show(
     if sys.stdout.isatty():
         _rich(header, rows, numbers)
         return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [
-            cell.rjust(width) if name in numbers else cell.ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    print(*aligned(header, rows, numbers), sep="\n")
 
 
 def _rich(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str]) -> None:

@@ -95,11 +95,15 @@ def folder_of(resolved: Resolved, asked: str | None) -> Path:
 def rehearse(recipe: Any) -> int:
     """Say where everything goes, compile the step on the devices at hand, and write nothing."""
     from jscale.checkpoint.sizes import readable
+    from jscale.data import TokenizerFile
     from jscale.explain import compile_step
     from jscale.launch.commands.explain import describe
+    from jscale.recipe import check_vocabulary
 
-    for source in recipe.data.parts:
+    for source in getattr(recipe.data, "parts", ()):
         source.size()  # raises for a file that is not there
+    if isinstance(recipe.data.tokenizer, TokenizerFile):
+        check_vocabulary(recipe.model, recipe.data.tokenizer.load().vocab)
     describe(recipe)
     compiled = compile_step(recipe)
     memory = f"{readable(compiled.memory)} on each device" if compiled.memory else "memory unknown"

@@ -13,11 +13,14 @@ from jscale.pallas_kernels.attention.cudnn import cudnn
 from jscale.pallas_kernels.attention.cudnn import refuses as refused_by_cudnn
 from jscale.pallas_kernels.attention.dense import dense
 from jscale.pallas_kernels.attention.mask import CAUSAL, Mask
+from jscale.pallas_kernels.attention.mosaic_blackwell import mosaic_blackwell
+from jscale.pallas_kernels.attention.mosaic_blackwell import refuses as refused_by_mosaic_blackwell
 from jscale.pallas_kernels.attention.mosaic_gpu import mosaic_gpu
 from jscale.pallas_kernels.attention.mosaic_gpu import refuses as refused_by_mosaic_gpu
 from jscale.pallas_kernels.attention.places import ALIGNED, Pair, Places
 from jscale.pallas_kernels.attention.reference import reference
 from jscale.pallas_kernels.attention.scores import PLAIN, Scores
+from jscale.pallas_kernels.attention.sinks import afterwards
 from jscale.pallas_kernels.attention.tpu import flash
 from jscale.pallas_kernels.attention.tpu import refuses as refused_by_tpu
 from jscale.pallas_kernels.attention.triton import refuses as refused_by_triton
@@ -42,6 +45,7 @@ class Call(NamedTuple):
     cap: float | None = None
     bias: tuple[int, ...] | None = None
     slopes: bool = False
+    sinks: bool = False
     positions: bool = False
     segments: bool = False
     lse: bool = False  # whether the log-sum-exp is wanted too
@@ -73,12 +77,11 @@ def attention(
     Source: Ainslie et al. 2023, arXiv 2305.13245.
 
     Raises:
-        ConfigError: sizes that do not fit, heads that are not a multiple of the key/value heads,
-            more queries than keys without positions, an unknown implementation or one that cannot.
+        ConfigError: sizes or dtypes that do not fit, heads that are not a multiple of the key/value
+            heads, more queries than keys without positions, an unknown implementation or one that
+            cannot.
     """
-    places = Places(positions, segments)
-    wanted = scores.sinks is not None  # they are added with the help of the log Σ exp
-    return _run(q, k, v, mask, scores, places, implementation, wanted)[0]
+    return _run(q, k, v, mask, scores, Places(positions, segments), implementation, False)[0]
 
 
 def attention_with_lse(
@@ -114,30 +117,12 @@ def _run(
         *(B, T, S, N, K, H, V, str(q.dtype), mask, scores.cap),
         bias=None if scores.bias is None else scores.bias.shape,
         slopes=scores.slopes is not None,
+        sinks=scores.sinks is not None,
         positions=places.positions is not None,
         segments=places.segments is not None,
         lse=lse,
     )
-    chosen = OPERATION.pick(call, named)
-    bare = Scores(scores.scale, scores.cap, scores.bias, scores.slopes)
-    if scores.sinks is None:
-        return chosen.run(q, k, v, mask, bare, places)
-    if not chosen.kernel:  # for the gradient of sinks, which sums over many rounded results
-        q, k, v = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k, v))
-    out, sums = chosen.run(q, k, v, mask, bare, places)
-    out, sums = with_sinks(out, sums, scores.sinks)
-    return out.astype(call.dtype), sums
-
-
-def with_sinks(
-    out: Float[Array, "B T N V"], lse: Float[Array, "B T N"], sinks: Float[Array, " N"]
-) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
-    """A result after each query has also seen a key with such scores and the value 0.
-
-    The gradient of sinks is as exact as `out`: where that is bfloat16, off by up to 2e-2.
-    """
-    more = jnp.logaddexp(lse, sinks.astype(lse.dtype))
-    return (out * jnp.exp(lse - more)[..., None]).astype(out.dtype), more
+    return OPERATION.pick(call, named).run(q, k, v, mask, scores, places)
 
 
 def merge(
@@ -157,6 +142,10 @@ def _check(q: Array, k: Array, v: Array, scores: Scores, places: Places) -> None
         raise ConfigError(
             f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit:"
             " [B, T, N, H], [B, S, K, H] and [B, S, K, V] are wanted"
+        )
+    if not jnp.issubdtype(q.dtype, jnp.floating) or not q.dtype == k.dtype == v.dtype:
+        raise ConfigError(
+            f"attention: q {q.dtype}, k {k.dtype} and v {v.dtype} must be of one floating dtype"
         )
     if not K or N % K:
         raise ConfigError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
@@ -209,14 +198,23 @@ def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
 OPERATION = Operation(
     "attention",
     {
-        "reference": Implementation(reference),
-        "dense": Implementation(dense),
-        "xla": Implementation(blockwise, loops=True),
+        "reference": Implementation(afterwards(reference)),
+        "dense": Implementation(afterwards(dense)),
+        "xla": Implementation(afterwards(blockwise), loops=True),
         "tpu": Implementation(flash, refused_by_tpu, platforms=("tpu",), kernel=True),
         "triton": Implementation(triton, refused_by_triton, platforms=("gpu",), kernel=True),
         "cudnn": Implementation(cudnn, refused_by_cudnn, platforms=("gpu",), kernel=True),
         "mosaic_gpu": Implementation(
-            mosaic_gpu, refused_by_mosaic_gpu, platforms=("gpu",), kernel=True, proven=False
+            *(afterwards(mosaic_gpu, widened=False), refused_by_mosaic_gpu),
+            platforms=("gpu",),
+            kernel=True,
+            proven=False,
+        ),
+        "mosaic_blackwell": Implementation(
+            *(afterwards(mosaic_blackwell, widened=False), refused_by_mosaic_blackwell),
+            platforms=("gpu",),
+            kernel=True,
+            proven=False,
         ),
     },
     preferred,

@@ -52,7 +52,7 @@ def refuses(call: Any) -> str | None:
             call.mask.causal and call.queries != call.keys
         ),
     }
-    for name in ("cap", "bias", "slopes", "positions", "segments"):
+    for name in ("cap", "bias", "slopes", "sinks", "positions", "segments"):
         wants[f"takes no {name}"] = getattr(call, name) not in (None, False)
     wants["needs a GPU of compute capability 9.0 or later at hand"] = not _capable()
     return next((clause for clause, true in wants.items() if true), None)

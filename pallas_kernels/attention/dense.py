@@ -46,7 +46,7 @@ def dense(
     less = None
     if scores.slopes is not None:
         away = jnp.abs(queries[:, :, None] - keys[:, None, :])[:, None]
-        less = jax.lax.stop_gradient(scores.slopes)[:, None, None] * away
+        less = jax.lax.stop_gradient(scores.slopes)[:, None, None] * away.astype(jnp.float32)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     form = Form(scores.of(H), scores.cap, N)
     rows = q.reshape(B, K, N // K * T, H)

@@ -42,6 +42,7 @@ from jscale.pallas_kernels.attention.mosaic_gpu_tiles import (
     seen_in,
     shared,
 )
+from jscale.pallas_kernels.attention.mosaic_passes import by_passes, limits
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
@@ -58,7 +59,6 @@ from jscale.pallas_kernels.attention.triton_tiles import (
 from jscale.pallas_kernels.device import device
 
 BLOCK = COMPUTING * ROWS  # queries of a block
-MOST = 65_535  # blocks along the second and third axis of a grid
 
 
 def mosaic_gpu(
@@ -125,18 +125,12 @@ def _kernel(
     i = rows - 1 - lax.axis_index("tile")  # those that see most keys first, as the mask is causal
     row, head, group = (lax.axis_index(name) for name in ("row", "head", "group"))
     ends = bounds(arrays, p, rows, i)
-    ring = Ring((k, v), (k_full, v_full), free)
+    ring = Ring((k, v), (k_full, v_full), (free,))
 
     @pl.when(group == COPIER)
     def _() -> None:
         plgpu.set_max_registers(FEW, action="decrease")
-        theirs = lax.div(head, jnp.int32(p.group))
-
-        def copies(n: Any) -> Any:
-            place = row, pl.ds((ends[0] + n) * size.keys, size.keys), theirs
-            return arrays.k.at[place], arrays.v.at[place]
-
-        ring.fill(ends[3] - ends[0], copies)
+        ring.fill_keys(p, arrays, ends)
 
     @pl.when(group < COMPUTING)
     def _() -> None:
@@ -187,7 +181,7 @@ def _queries(
         plgpu.barrier_wait(ring.full[1].at[slot])
         change()
         sums = add(p, sums, weights, ring.buffers[1].at[slot])
-        plgpu.barrier_arrive(ring.free.at[slot])
+        plgpu.barrier_arrive(ring.free[0].at[slot])
         return new, total, sums
 
     carry = (
@@ -205,37 +199,11 @@ def _queries(
 
 def refuses(call: Any) -> str | None:
     """Why these kernels cannot compute a call."""
-    if call.dtype not in ("bfloat16", "float16"):
-        return f"computes bfloat16 and float16 only, not {call.dtype}"
-    if call.head % 64 or call.value % 64 or max(call.head, call.value) > 256:
-        return "needs heads of a multiple of 64, up to 256"
-    if call.bias is not None:
-        return "takes no bias"
-    if not (call.rows and call.queries and call.keys):
-        return "needs a query and a key"
-    if max(call.rows, call.heads, -(-call.queries // BLOCK), -(-call.keys // ROWS)) > MOST:
-        return f"takes up to {MOST:,} rows, heads and tiles"
+    if (why := limits(call, BLOCK, ROWS)) is not None:
+        return why
     if not interpret.active() and not any(name in device().kind for name in HOPPER):
         return f"is made for Hopper only, not for {device().kind}"
     return None
 
 
-def _save(
-    p: Problem, q: Array, k: Array, v: Array, given: Given
-) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    out, lse = forward(p, q, k, v, given)
-    return (out, lse), (q, k, v, given, out, lse)
-
-
-def _backward(
-    p: Problem, saved: tuple[Any, ...], slopes: tuple[Array, Array]
-) -> tuple[Array, Array, Array, None]:
-    q, k, v, given, out, lse = saved
-    dout, more = slopes
-    delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2) - more
-    extra = given, dout, lse * LOG2E, delta
-    return queries_pass(p, q, k, v, *extra), *keys_pass(p, q, k, v, *extra), None
-
-
-_attend = jax.custom_vjp(forward, nondiff_argnums=(0,))
-_attend.defvjp(_save, _backward)
+_attend = by_passes(forward, queries_pass, keys_pass)

@@ -90,18 +90,12 @@ def _queries(
     i = rows - 1 - lax.axis_index("tile")
     row, head, group = (lax.axis_index(name) for name in ("row", "head", "group"))
     ends = bounds(arrays, p, rows, i)
-    ring = Ring((k, v), (k_full, v_full), free)
+    ring = Ring((k, v), (k_full, v_full), (free,))
 
     @pl.when(group == COPIER)
     def _() -> None:
         plgpu.set_max_registers(FEW, action="decrease")
-        theirs = lax.div(head, jnp.int32(p.group))
-
-        def copies(n: Any) -> Any:
-            place = row, pl.ds((ends[0] + n) * size.keys, size.keys), theirs
-            return arrays.k.at[place], arrays.v.at[place]
-
-        ring.fill(ends[3] - ends[0], copies)
+        ring.fill_keys(p, arrays, ends)
 
     @pl.when(group < COMPUTING)
     def _() -> None:
@@ -124,9 +118,9 @@ def _queries(
             plgpu.barrier_wait(ring.full[1].at[slot])
             at = start, j * size.keys
             products = product(p, mine[0], keys, True), product(p, mine[1], values, True)
-            _, slopes = _tile(p, arrays, products, (lse, delta), (head, *at), (masked, False))
+            _, slopes = slopes_in(p, arrays, products, (lse, delta), (head, *at), (masked, False))
             total = add(p, total, slopes.astype(keys.dtype), keys)
-            plgpu.barrier_arrive(ring.free.at[slot])
+            plgpu.barrier_arrive(ring.free[0].at[slot])
             return total
 
         total = loop(parts, ends, visit, constant(p, 0.0, (ROWS, p.head), WGMMA))
@@ -136,23 +130,23 @@ def _queries(
         plgpu.wait_smem_to_gmem(0)
 
 
-def _tile(
-    p: Problem, arrays: Arrays, products: Any, numbers: Any, at: Any, how: tuple[bool, bool]
+def slopes_in(
+    p: Problem, arrays: Arrays, products: Any, numbers: Any, at: Any, how: Any
 ) -> tuple[Any, Any]:
     """The weights of a tile and, up to the scale, the slope of q kᵀ (None where not asked for).
 
     `products` are q kᵀ and the slope of the result times vᵀ, `numbers` the log-sum-exp and delta
     of each query, `at` the query head and where queries and keys begin, `how` says whether pairs
-    are masked and whether the tile is turned, keys by queries.
+    are masked, whether the tile is turned, keys by queries, and its layout if not that of wgmma.
     """
-    (head, *place), (masked, turned) = at, how
+    (head, *place), (masked, *laid) = at, how
     begin = place[0], place[1]
     slope = None if arrays.slopes is None else arrays.slopes[head]
-    found, inner = scores_in(p, arrays, products[0], slope, begin, turned)
-    across = lift(found.shape, turned).queries
+    found, inner = scores_in(p, arrays, products[0], slope, begin, *laid)
+    across = lift(p, found.shape, *laid).queries
     weights = jnp.exp2(found - across(numbers[0]))
     if masked:
-        weights = jnp.where(seen_in(p, arrays, found.shape, begin, turned), weights, 0.0)
+        weights = jnp.where(seen_in(p, arrays, found.shape, begin, *laid), weights, 0.0)
     if products[1] is None:
         return weights, None
     slopes = weights * (products[1] - across(numbers[1]))
@@ -200,7 +194,7 @@ def _keys(
     j, tiles = lax.axis_index("tile"), pl.cdiv(p.keys, size.keys)
     row, head, group = (lax.axis_index(name) for name in ("row", "head", "group"))
     ends = bounds(arrays, p, tiles, j)
-    ring = Ring(buffers, full, free)
+    ring = Ring(buffers, full, (free,))
     place = lambda part: (row, pl.ds(j * size.keys + part * ROWS, ROWS), head)
 
     @pl.when(group == COPIER)
@@ -262,13 +256,14 @@ def _sums(
         # Scores turned around, keys by queries: weights are then factors without being moved.
         products = product(p, k, q, True), None if dk is None else product(p, v, dout, True)
         numbers = read(p, lse, ACROSS), None if dk is None else read(p, delta, ACROSS)
+        plgpu.commit_smem()  # read, before the copier writes there anew
         at = first + member, i * ROWS, start
-        weights, slopes = _tile(p, arrays, products, numbers, at, (masked, True))
+        weights, slopes = slopes_in(p, arrays, products, numbers, at, (masked, True))
         if dv is not None:
             dv = add(p, dv, weights.astype(dout.dtype), dout)
         if dk is not None:
             dk = add(p, dk, slopes.astype(q.dtype), q)
-        plgpu.barrier_arrive(ring.free.at[slot])
+        plgpu.barrier_arrive(ring.free[0].at[slot])
         return dk, dv
 
     carry = tuple(

@@ -46,8 +46,12 @@ def call(
     out: Sequence[Any],
     scratch: Sequence[Any],
     name: str,
+    computing: int = COMPUTING,
 ) -> list[Any]:
-    """Run `body(arrays, outs, scratch)` with references, in every block of the grid."""
+    """Run `body(arrays, outs, scratch)` with references, in every block of the grid.
+
+    A block has as many warpgroups that compute, and one that copies.
+    """
     leaves, tree = jax.tree.flatten(arrays)
 
     def kernel(*refs: Any) -> None:
@@ -61,7 +65,7 @@ def call(
         scratch_types=list(scratch),
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        num_threads=COMPUTING + 1,
+        num_threads=computing + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
@@ -127,7 +131,7 @@ class Ring(NamedTuple):
 
     buffers: Any  # each [stages, …]
     full: Any
-    free: Any
+    free: Any  # one barrier for all buffers, or one for each
 
     def fill(self, steps: Any, copies: Callable[[Any], Any]) -> None:
         """Copy all steps, each as soon as there is room, and wait until all was used.
@@ -138,17 +142,31 @@ class Ring(NamedTuple):
 
         def step(n: Any, _: None) -> None:
             slot = lax.rem(n, jnp.int32(stages))
+            each = list(zip(copies(n), self.buffers, self.full, strict=True))
+            size = len(each) // len(self.free)  # buffers of a barrier
+            for at, free in enumerate(self.free):
 
-            @pl.when(n >= stages)
-            def _() -> None:
-                plgpu.barrier_wait(self.free.at[slot])
+                @pl.when(n >= stages)
+                def _(free: Any = free) -> None:
+                    plgpu.barrier_wait(free.at[slot])
 
-            @pl.when(n < steps)
-            def _() -> None:
-                for source, buffer, barrier in zip(copies(n), self.buffers, self.full, strict=True):
-                    plgpu.copy_gmem_to_smem(source, buffer.at[slot], barrier.at[slot])
+                @pl.when(n < steps)
+                def _(part: Any = each[at * size : (at + 1) * size]) -> None:
+                    for source, buffer, barrier in part:
+                        plgpu.copy_gmem_to_smem(source, buffer.at[slot], barrier.at[slot])
 
         lax.fori_loop(0, steps + stages, step, None)
+
+    def fill_keys(self, p: Problem, arrays: Arrays, ends: Any) -> None:
+        """Copy the tiles of keys and values that the queries of a block visit."""
+        row, head = lax.axis_index("row"), lax.axis_index("head")
+        theirs, keys = lax.div(head, jnp.int32(p.group)), self.buffers[0].shape[1]
+
+        def copies(n: Any) -> Any:
+            place = row, pl.ds((ends[0] + n) * keys, keys), theirs
+            return arrays.k.at[place], arrays.v.at[place]
+
+        self.fill(ends[3] - ends[0], copies)
 
 
 def product(p: Problem, a: Any, b: Any, turned: bool = False, then: Any = None) -> Any:
@@ -161,6 +179,7 @@ def product(p: Problem, a: Any, b: Any, turned: bool = False, then: Any = None) 
         a = a if isinstance(a, jax.Array) else a[...]
         right = b[...].T if turned else b[...]
         found = jnp.dot(a, right, preferred_element_type=jnp.float32)
+        plgpu.commit_smem()  # the threads have read what tensor cores would read
         if then is not None:
             then()
         return found
@@ -201,44 +220,55 @@ def read(p: Problem, ref: Any, layout: Any, near: bool = True) -> Any:
     return plgpu.load(ref, layout=layout, optimized=near, **_INDEX)
 
 
-def lift(shape: tuple[int, int], turned: bool) -> Lift:
+def lift(p: Problem, shape: tuple[int, int], turned: bool, layout: Any = WGMMA) -> Lift:
     """How numbers of queries and of keys are spread over a tile of scores."""
-    spread = lambda axis: lambda x: lax.broadcast_in_dim(x, shape, [axis])
+    spread = lambda axis: lambda x: cast(p, lax.broadcast_in_dim(x, shape, [axis]), layout)
     return Lift(spread(int(turned)), spread(int(not turned)))
 
 
 def places_in(
-    p: Problem, arrays: Arrays, shape: tuple[int, int], at: tuple[Any, Any], turned: bool
+    p: Problem,
+    arrays: Arrays,
+    shape: tuple[int, int],
+    at: tuple[Any, Any],
+    turned: bool,
+    layout: Any = WGMMA,
 ) -> tuple[Any, Any]:
     """The positions of the queries and the keys of a tile that begins at two places."""
     if arrays.positions is not None:
-        return _spread(p, arrays.positions, shape, at, turned)
-    count = lambda axis: cast(p, lax.broadcasted_iota(jnp.int32, shape, axis), WGMMA)
+        return _spread(p, arrays.positions, shape, (*at, layout), turned)
+    count = lambda axis: cast(p, lax.broadcasted_iota(jnp.int32, shape, axis), layout)
     queries, keys = count(int(turned)), count(int(not turned))
     return queries + (at[0] + (p.keys - p.queries)), keys + at[1]
 
 
-def _spread(p: Problem, pair: Any, shape: Any, at: Any, turned: bool) -> tuple[Any, Any]:
+def _spread(p: Problem, pair: Any, shape: Any, where: Any, turned: bool) -> tuple[Any, Any]:
+    *at, layout = where
     sizes = shape[::-1] if turned else shape
-    layouts = (ACROSS, DOWN) if turned else (DOWN, ACROSS)
+    layouts = [layout.reduce(axis) for axis in ((0, 1) if turned else (1, 0))]
     row = lax.axis_index("row")
     mine, theirs = (
         read(p, ref.at[row, pl.ds(start, n)], layout, near=False)
         for ref, start, n, layout in zip(pair, at, sizes, layouts, strict=True)
     )
-    laid = lift(shape, turned)
+    laid = lift(p, shape, turned, layout)
     return laid.queries(mine), laid.keys(theirs)
 
 
 def seen_in(
-    p: Problem, arrays: Arrays, shape: tuple[int, int], at: tuple[Any, Any], turned: bool
+    p: Problem,
+    arrays: Arrays,
+    shape: tuple[int, int],
+    at: tuple[Any, Any],
+    turned: bool,
+    layout: Any = WGMMA,
 ) -> Any:
     """Which keys of a tile its queries see; none beyond the last of either."""
-    seen = p.mask.sees(*places_in(p, arrays, shape, at, turned))
+    seen = p.mask.sees(*places_in(p, arrays, shape, at, turned, layout))
     if arrays.segments is not None:
-        mine, theirs = _spread(p, arrays.segments, shape, at, turned)
+        mine, theirs = _spread(p, arrays.segments, shape, (*at, layout), turned)
         seen &= mine == theirs
-    count = lambda axis: cast(p, lax.broadcasted_iota(jnp.int32, shape, axis), WGMMA)
+    count = lambda axis: cast(p, lax.broadcasted_iota(jnp.int32, shape, axis), layout)
     if p.queries % 128:
         seen &= count(int(turned)) < p.queries - at[0]
     if p.keys % 128:
@@ -247,7 +277,13 @@ def seen_in(
 
 
 def scores_in(
-    p: Problem, arrays: Arrays, products: Any, slope: Any, at: tuple[Any, Any], turned: bool
+    p: Problem,
+    arrays: Arrays,
+    products: Any,
+    slope: Any,
+    at: tuple[Any, Any],
+    turned: bool,
+    layout: Any = WGMMA,
 ) -> tuple[Any, Any]:
     """Scores from q kᵀ, times log₂ e, and their slope in the capped ones (None is 1)."""
     slopes = None
@@ -258,7 +294,7 @@ def scores_in(
         tanh = 1.0 - 2.0 / (1.0 + jnp.exp2(products * (2 * p.scale / p.cap * LOG2E)))
         found, slopes = tanh * (p.cap * LOG2E), 1.0 - tanh * tanh
     if slope is not None:
-        queries, keys = places_in(p, arrays, products.shape, at, turned)
+        queries, keys = places_in(p, arrays, products.shape, at, turned, layout)
         found -= jnp.abs(queries - keys).astype(jnp.float32) * (slope * LOG2E)
     return found, slopes
 

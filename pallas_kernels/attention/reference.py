@@ -37,7 +37,7 @@ def reference(
     queries, keys = places.whole(B, T, S)
     if scores.slopes is not None:
         away = jnp.abs(queries[:, :, None] - keys[:, None, :])[:, None]
-        logits -= jax.lax.stop_gradient(scores.slopes)[:, None, None] * away
+        logits -= jax.lax.stop_gradient(scores.slopes)[:, None, None] * away.astype(jnp.float32)
     seen = mask.allows(queries, keys)
     if places.segments is not None:
         seen &= places.segments[0][:, :, None] == places.segments[1][:, None, :]

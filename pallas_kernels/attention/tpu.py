@@ -23,6 +23,7 @@ from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
+from jscale.pallas_kernels.attention.sinks import beginning
 from jscale.pallas_kernels.attention.tpu_tiles import (
     LANES,
     Problem,
@@ -55,7 +56,7 @@ def flash(
     size = size or TPU.of(device().kind, Extent(T, S, H, V, str(q.dtype)))
     problem = Problem(mask, scores.of(H), scores.cap, size, T, S)
     heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
-    out, lse = _attend(problem, *heads_first, scores.bias, scores.slopes, places)
+    out, lse = _attend(problem, *heads_first, scores.bias, scores.sinks, scores.slopes, places)
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
 
 
@@ -67,11 +68,19 @@ def refuses(call: Any) -> str | None:
 
 
 def forward(
-    problem: Problem, q: Array, k: Array, v: Array, bias: Any, slopes: Any, places: Places
+    problem: Problem,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Any,
+    sinks: Any,
+    slopes: Any,
+    places: Places,
 ) -> tuple[Float[Array, "B N T V"], Float[Array, "B N T"]]:
     """The result, and the log-sum-exp of each query's scores (−1e30 where it sees nothing)."""
     (B, N, T, _), V, (t, _) = q.shape, v.shape[-1], problem.size
     known, steps = tables(problem, places, slopes, of_keys=False)
+    known = known._replace(sinks=None if sinks is None else sinks.astype(jnp.float32))
 
     def where(b: Any, n: Any, i: Any, step: Any, refs: Any) -> tuple[Any, Any, Any, Any]:
         return b, n, i, reach(problem, refs, False, b, i, step)[0]
@@ -115,13 +124,14 @@ def _forward_kernel(
     b, n, i, step = (pl.program_id(axis) for axis in range(4))
     j, there = reach(problem, known, False, b, i, step)
     some, every = visit(problem, known, b, i, j)
-    slope = None if known.slopes is None else known.slopes[n]
+    slope, sink = (None if x is None else x[n] for x in (known.slopes, known.sinks))
 
     @pl.when(step == 0)
     def _() -> None:
         sums[...] = jnp.zeros_like(sums)
-        peaks[...] = jnp.full_like(peaks, LEAST)
-        totals[...] = jnp.zeros_like(totals)
+        peak, total = beginning(sink, LEAST)
+        peaks[...] = jnp.full_like(peaks, peak)
+        totals[...] = jnp.full_like(totals, total)
 
     def add(masked: bool) -> None:
         q, k, v = (blocks[name][0, 0] for name in ("q", "k", "v"))
@@ -150,11 +160,9 @@ def _forward_kernel(
         lse[0, 0] = found.T[:1]
 
 
-def _forward(
-    problem: Problem, q: Array, k: Array, v: Array, bias: Any, slopes: Any, places: Places
-) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    out, lse = forward(problem, q, k, v, bias, slopes, places)
-    return (out, lse), (q, k, v, bias, slopes, places, out, lse)
+def _forward(problem: Problem, *inputs: Any) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    out, lse = forward(problem, *inputs)
+    return (out, lse), (*inputs, out, lse)
 
 
 _attend = jax.custom_vjp(forward, nondiff_argnums=(0,))

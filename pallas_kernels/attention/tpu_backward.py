@@ -18,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from jscale.pallas_kernels import interpret
+from jscale.pallas_kernels.attention.sinks import slope_of_sinks
 from jscale.pallas_kernels.attention.tpu_tiles import (
     LANES,
     Problem,
@@ -35,16 +36,18 @@ from jscale.pallas_kernels.block import product
 
 def backward(
     problem: Problem, saved: tuple[Any, ...], slopes: tuple[Array, Array]
-) -> tuple[Array, Array, Array, Any, None, None]:
-    """The gradients of q, k, v and the bias, in float32 sums."""
-    q, k, v, bias, alibi, places, out, lse = saved
+) -> tuple[Array, Array, Array, Any, Any, None, None]:
+    """The gradients of q, k, v, the bias and the sinks, in float32 sums."""
+    q, k, v, bias, sinks, alibi, places, out, lse = saved
     g, more = slopes
     dot = (g.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - more
     heads = dict(q=q, k=k, v=v, g=g)
     given = heads, dict(lse=lse, dot=dot), bias, alibi, places
     dk, dv = _of_keys(problem, *given)
     dbias = None if bias is None else _of_bias(problem, *given)
-    return _of_queries(problem, *given), dk, dv, dbias, None, None
+    dq, *sums = _of_queries(problem, *given, summed=sinks is not None)
+    dsinks = None if sinks is None else slope_of_sinks(sinks, lse, sums[0][:, :, 0], dot, more)
+    return dq, dk, dv, dbias, dsinks, None, None
 
 
 def _of_keys(
@@ -147,8 +150,9 @@ def _column(row: Any) -> Any:
 
 
 def _of_queries(
-    problem: Problem, heads: Any, rows: Any, bias: Any, slopes: Any, places: Any
-) -> Array:
+    problem: Problem, heads: Any, rows: Any, bias: Any, slopes: Any, places: Any, *, summed: bool
+) -> tuple[Array, ...]:
+    """The gradient of the queries, and if `summed` the sums of their scores' slopes."""
     q = heads["q"]
     (B, N, _, H), (t, _) = q.shape, problem.size
     known, steps = tables(problem, places, slopes, of_keys=False)
@@ -163,14 +167,19 @@ def _of_queries(
             num_scalar_prefetch=1,
             grid=(B, N, problem.counts[0], steps),
             in_specs=[read.specs],
-            out_specs=pl.BlockSpec((1, 1, t, H), lambda b, n, i, step, _: (b, n, i, 0)),
+            out_specs=[
+                pl.BlockSpec((1, 1, t, H), lambda b, n, i, step, _: (b, n, i, 0)),
+                pl.BlockSpec((1, 1, 1, t), lambda b, n, i, step, _: (b, n, 0, i)),
+            ][: 1 + summed],
             scratch_shapes=[
+                *[pltpu.VMEM((t, LANES), jnp.float32)] * (2 + summed),
                 pltpu.VMEM((t, H), jnp.float32),
-                pltpu.VMEM((t, LANES), jnp.float32),
-                pltpu.VMEM((t, LANES), jnp.float32),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((B, N, 1, q.shape[2]), jnp.float32),
+        ][: 1 + summed],
         compiler_params=interpret.tpu_parameters(*["parallel"] * 3, "arbitrary"),
         interpret=interpret.tpu(),
         name="attention_backward_queries",
@@ -183,10 +192,9 @@ def _queries_kernel(
     known: Tables,
     blocks: Any,
     dq: Any,
-    sums: Any,
-    lse: Any,
-    dot: Any,
+    *written: Any,
 ) -> None:
+    *summed, lse, dot, sums = written  # of scores' slopes, if wanted: the result, and so far
     b, n, i, step = (pl.program_id(axis) for axis in range(4))
     j, there = reach(problem, known, False, b, i, step)
     some, every = visit(problem, known, b, i, j)
@@ -196,12 +204,16 @@ def _queries_kernel(
     def _() -> None:
         sums[...] = jnp.zeros_like(sums)
         lse[...], dot[...] = _column(blocks["lse"][0, 0]), _column(blocks["dot"][0, 0])
+        for total in summed[1:]:
+            total[...] = jnp.zeros_like(total)
 
     def add(masked: bool) -> None:
         q, k, v, g = (blocks[name][0, 0] for name in "qkvg")
         k = inside(k, j, problem.keys) if masked else k
         columns = lse[:, :1], dot[:, :1]
         _, ds, bend = _slopes(problem, blocks, slope, (q, k, v, g), columns, (i, j), masked)
+        for total in summed[1:]:
+            total[...] += jnp.broadcast_to(ds.sum(1, keepdims=True), total.shape)
         ds = ds if bend is None else ds * bend
         sums[...] += product(ds.astype(k.dtype), k, (1, 0))
 
@@ -211,6 +223,8 @@ def _queries_kernel(
     @pl.when(step == steps - 1)
     def _() -> None:
         dq[0, 0] = (sums[...] * problem.scale).astype(dq.dtype)
+        if summed:
+            summed[0][0, 0] = summed[1][...].T[:1]
 
 
 def _of_bias(

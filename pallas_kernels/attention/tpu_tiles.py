@@ -104,6 +104,7 @@ class Tables(NamedTuple):
     positions: Ranges
     segments: Ranges | None
     slopes: Any
+    sinks: Any = None
 
 
 def tables(problem: Problem, places: Places, slopes: Any, of_keys: bool) -> tuple[Tables, int]:

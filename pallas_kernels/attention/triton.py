@@ -21,6 +21,7 @@ from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.reference import LEAST
 from jscale.pallas_kernels.attention.scores import Scores
+from jscale.pallas_kernels.attention.sinks import beginning, slope_of_sinks
 from jscale.pallas_kernels.attention.triton_backward import bias_pass, keys_pass, queries_pass
 from jscale.pallas_kernels.attention.triton_tiles import (
     LOG2E,
@@ -68,7 +69,8 @@ def triton(
     size = size or TRITON.of(device().kind, Extent(T, S, H, V, str(q.dtype)))
     size = Sizes(*(tiles.of(T, S) for tiles in size))
     slopes = None if scores.slopes is None else scores.slopes.astype(jnp.float32)
-    out, lse = _attend(problem, size, q, k, v, scores.bias, Given(places, slopes))
+    given = Given(places, slopes)
+    out, lse = _attend(problem, size, q, k, v, scores.bias, scores.sinks, given)
     return out, lse.swapaxes(1, 2)
 
 
@@ -86,12 +88,20 @@ def refuses(call: Any) -> str | None:
 
 
 def forward(
-    problem: Problem, size: Sizes, q: Array, k: Array, v: Array, bias: Any, given: Given
+    problem: Problem,
+    size: Sizes,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Any,
+    sinks: Any,
+    given: Given,
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B N T"]]:
     """The result and the log-sum-exp of each query's scores."""
     tiles, p = size.forward, problem
     found = visits(p, tiles, given.places)
     arrays = gather(found, q, k, v, bias, given)
+    arrays = arrays._replace(sinks=None if sinks is None else sinks.astype(jnp.float32) * LOG2E)
     lengths = up(p.queries, tiles.queries), 1, wide(p.value)
     return pl.pallas_call(
         partial(_kernel, p, tiles, phases(found)),
@@ -120,7 +130,7 @@ def _kernel(
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     start = i * size.queries
     q = matrix(arrays.q, 0, start, size.queries, p.queries, p.head)
-    slope = None if arrays.slopes is None else arrays.slopes[0]
+    slope, sink = (None if x is None else x[0] for x in (arrays.slopes, arrays.sinks))
 
     def visit(masked: bool, j: Any, carry: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         peak, total, sums = carry
@@ -140,8 +150,8 @@ def _kernel(
         sums = sums * shrink[:, None] + product(weights.astype(values.dtype), values)
         return new, total * shrink + jnp.sum(weights, axis=1), sums
 
-    none = jnp.full((size.queries,), LEAST, jnp.float32)
-    carry = none, jnp.zeros_like(none), jnp.zeros((size.queries, wide(p.value)), jnp.float32)
+    carry = tuple(jnp.full((size.queries,), x, jnp.float32) for x in beginning(sink, LEAST))
+    carry = *carry, jnp.zeros((size.queries, wide(p.value)), jnp.float32)
     peak, total, sums = loop(parts, bounds_of(arrays, i), visit, carry)
     some = jnp.where(total == 0, 1.0, total)
     write(out, start, sums / some[:, None], p.queries, p.value)
@@ -149,23 +159,25 @@ def _kernel(
 
 
 def _save(
-    problem: Problem, size: Sizes, q: Array, k: Array, v: Array, bias: Any, given: Given
+    problem: Problem, size: Sizes, *inputs: Any
 ) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    out, lse = forward(problem, size, q, k, v, bias, given)
-    return (out, lse), (q, k, v, bias, given, out, lse)
+    out, lse = forward(problem, size, *inputs)
+    return (out, lse), (*inputs, out, lse)
 
 
 def _backward(
     problem: Problem, size: Sizes, saved: tuple[Any, ...], slopes: tuple[Array, Array]
-) -> tuple[Array, Array, Array, Any, None]:
-    q, k, v, bias, given, out, lse = saved
+) -> tuple[Array, Array, Array, Any, Any, None]:
+    q, k, v, bias, sinks, given, out, lse = saved
     dout, more = slopes
     delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2) - more
     extra = given, dout, lse * LOG2E, delta
-    dq = queries_pass(problem, size.queries, q, k, v, bias, *extra)
+    summed = sinks is not None
+    dq, *sums = queries_pass(problem, size.queries, q, k, v, bias, *extra, summed=summed)
     dk, dv = keys_pass(problem, size.keys, q, k, v, bias, *extra)
     dbias = None if bias is None else bias_pass(problem, size.forward, q, k, v, bias, *extra)
-    return dq, dk, dv, dbias, None
+    dsinks = None if sinks is None else slope_of_sinks(sinks, lse, sums[0], delta, more)
+    return dq, dk, dv, dbias, dsinks, None
 
 
 _attend = jax.custom_vjp(forward, nondiff_argnums=(0, 1))

@@ -29,6 +29,7 @@ from jscale.pallas_kernels.attention.triton_tiles import (
     gather,
     loop,
     matrix,
+    note,
     phases,
     places_of,
     scores_of,
@@ -57,17 +58,33 @@ def _apart(at: tuple[Any, Any]) -> tuple[Any, Any, Any]:
 
 
 def queries_pass(
-    p: Problem, size: Tiles, q: Array, k: Array, v: Array, bias: Any, given: Given, *more: Array
-) -> Float[Array, "B T N H"]:
-    """The gradient of the queries; `more` are those of the result, log₂ Σ 2^scores and delta."""
-    found = visits(p, size, given.places)
-    arrays = gather(found, q, k, v, bias, given, *more)
+    p: Problem,
+    size: Tiles,
+    q: Array,
+    k: Array,
+    v: Array,
+    *more: Any,
+    summed: bool = False,
+) -> tuple[Array, ...]:
+    """The gradient of the queries, [B, T, N, H], and if `summed` their slopes' sums, [B, N, T].
+
+    `more` are the bias, what is given, the gradient of the result, log₂ Σ 2^scores and delta.
+    """
+    found = visits(p, size, more[1].places)
+    arrays = gather(found, q, k, v, *more)
+    length = up(p.queries, size.queries)
     return pl.pallas_call(
         partial(_queries, p, size, phases(found)),
         grid=(pl.cdiv(p.queries, size.queries), p.rows * p.heads),
         in_specs=[specs(p, size, arrays, 1)],
-        out_specs=_place(up(p.queries, size.queries), p.head, p.heads),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_specs=[
+            _place(length, p.head, p.heads),
+            pl.BlockSpec((None, 1, length), lambda i, g: (*split(g, p.heads), 0)),
+        ][: 1 + summed],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((p.rows, p.heads, p.queries), jnp.float32),
+        ][: 1 + summed],
         interpret=p.interpret,
         name="attention_queries_backward",
         compiler_params=_parameters(size),
@@ -142,24 +159,29 @@ def _tile(
 
 
 def _queries(
-    p: Problem, size: Tiles, parts: tuple[bool, bool, bool], arrays: Arrays, dq: Any
+    p: Problem, size: Tiles, parts: tuple[bool, bool, bool], arrays: Arrays, dq: Any, *sums: Any
 ) -> None:
     i = pl.num_programs(0) - 1 - pl.program_id(0)
     start = i * size.queries
     q = matrix(arrays.q, 0, start, size.queries, p.queries, p.head)
     dout = matrix(arrays.dout, 0, start, size.queries, p.queries, p.value)
 
-    def visit(masked: bool, j: Any, total: Any) -> Any:
+    def visit(masked: bool, j: Any, carry: list[Any]) -> list[Any]:
+        total, *rows = carry
         begin = j * size.keys
         keys = matrix(arrays.k, 0, begin, size.keys, p.keys, p.head)
         values = matrix(arrays.v, 0, begin, size.keys, p.keys, p.value)
         of = _tile(p, size, arrays, 0, start, begin, masked)
-        _, _, slopes = of(UPRIGHT, product(q, keys, (1, 1)), product(dout, values, (1, 1)))
-        return total + product(slopes.astype(keys.dtype), keys)
+        _, outer, slopes = of(UPRIGHT, product(q, keys, (1, 1)), product(dout, values, (1, 1)))
+        total += product(slopes.astype(keys.dtype), keys)
+        return [total, *(x + jnp.sum(outer, axis=1) for x in rows)]
 
-    zeros = jnp.zeros((size.queries, wide(p.head)), jnp.float32)
-    total = loop(parts, bounds_of(arrays, i), visit, zeros)
+    carry = [jnp.zeros((size.queries, wide(p.head)), jnp.float32)]
+    carry += [jnp.zeros((size.queries,), jnp.float32) for _ in sums]
+    total, *rows = loop(parts, bounds_of(arrays, i), visit, carry)
     write(dq, start, total * p.scale, p.queries, p.head)
+    for ref, x in zip(sums, rows, strict=True):
+        note(ref, start, x, p.queries)
 
 
 def _keys(

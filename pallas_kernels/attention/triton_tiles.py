@@ -77,6 +77,7 @@ class Arrays(NamedTuple):
     dout: Any = None
     lse: Any = None  # [B, N, T]
     delta: Any = None  # [B, N, T]
+    sinks: Any = None
 
 
 class Given(NamedTuple):
@@ -336,6 +337,7 @@ def specs(p: Problem, size: Tiles, arrays: Arrays, group: int) -> Arrays:
         dout=mine(p.value),
         lse=number,
         delta=number,
+        sinks=pl.BlockSpec((group,), lambda i, g: (at(g)[1],)),
     )
     return Arrays(*(None if x is None else spec for x, spec in zip(arrays, found, strict=True)))
 

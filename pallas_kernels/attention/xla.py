@@ -96,7 +96,7 @@ def logits(
     over_heads = lambda x: jnp.expand_dims(x, (-4, -3)) if x.ndim == 3 else x
     if context.slopes is not None:
         back = over_heads(away(kind.size, context.visits, *at))
-        made -= context.slopes[..., None, None] * back
+        made -= context.slopes[..., None, None] * back.astype(jnp.float32)
     seen = over_heads(allowed(kind.mask, kind.size, context.visits, *at))
     return jnp.where(seen, made, LEAST), seen, slope
 

@@ -69,11 +69,12 @@ class AllToAll:
         repeats = lcm(K, ways) // K  # so few that every device's query heads group evenly
         k, v = (jnp.repeat(x, repeats, 2) if repeats > 1 else x for x in (k, v))
         q, k, v = (lax.all_to_all(x, self.axis, 2, 1, tiled=True) for x in (q, k, v))
-        slopes = scores.slopes
-        if slopes is not None:
-            first = lax.axis_index(self.axis) * (N // ways)
-            slopes = lax.dynamic_slice_in_dim(slopes, first, N // ways)
-        scores = Scores(scores.scale, scores.cap, None, slopes)
+        first = lax.axis_index(self.axis) * (N // ways)
+        slopes, sinks = (
+            None if x is None else lax.dynamic_slice_in_dim(x, first, N // ways)
+            for x in (scores.slopes, scores.sinks)
+        )
+        scores = Scores(scores.scale, scores.cap, None, slopes, sinks)
         inner = self.within.attend if self.within else attention_with_lse
         found = inner(q, k, v, mask, scores, gathered_places(places, self.axis), implementation)
         out, lse = (lax.all_to_all(x, self.axis, 1, 2, tiled=True) for x in found)

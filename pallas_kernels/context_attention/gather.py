@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jscale.pallas_kernels.attention import Mask, Places, Scores, attention_with_lse
 from jscale.pallas_kernels.context_attention.parts import (
+    Across,
     gathered,
     own_positions,
     positions_matter,
@@ -18,19 +19,12 @@ from jscale.pallas_kernels.context_attention.parts import (
 
 
 @dataclass(frozen=True)
-class Gather:
+class Gather(Across):
     """All-gather of keys and values over the mesh axis; their gradients are reduce-scattered.
 
     The least waiting where keys are few (GQA) or the sequence short; each device holds all keys.
     Source: Llama Team 2024, arXiv 2407.21783, section 3.3.2.
     """
-
-    axis: str | tuple[str, ...]
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The mesh axes over which the sequence is split, in its order."""
-        return (self.axis,) if isinstance(self.axis, str) else self.axis
 
     def attend(
         self,

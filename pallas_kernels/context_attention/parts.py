@@ -2,6 +2,8 @@
 
 # B batch, T a device's own length.
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -10,6 +12,19 @@ from jaxtyping import Array, Int
 from jscale.pallas_kernels.attention.mask import FULL, Mask
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.scores import Scores
+
+
+@dataclass(frozen=True)
+class Across:
+    """What is exchanged over one mesh axis, or over several as if they were one."""
+
+    axis: str | tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The mesh axes over which the sequence is split, in its order."""
+        return (self.axis,) if isinstance(self.axis, str) else self.axis
+
 
 UNPLACED = Places()  # parts in the order of their devices, of one segment
 

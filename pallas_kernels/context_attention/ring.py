@@ -28,24 +28,19 @@ from jscale.pallas_kernels.attention import (
     attention_with_lse,
     merge,
 )
-from jscale.pallas_kernels.context_attention.parts import own_positions, positions_matter
+from jscale.pallas_kernels.attention.sinks import with_sinks
+from jscale.pallas_kernels.context_attention.parts import Across, own_positions, positions_matter
 
 
 @dataclass(frozen=True)
-class Ring:
+class Ring(Across):
     """Keys and values passed on from device to device of the mesh axis, one hop for each step.
 
     A device never holds more keys than its own part, the one that comes and the one that goes. Of a
     causal mask, parts of which nothing is seen are skipped; `zigzag` gives all devices equal work.
+    In bfloat16 results over parts are rounded, and with them the gradient of sinks (`with_sinks`).
     Source: Liu et al. 2023, arXiv 2310.01889; zig-zag: Brandon et al. 2023, arXiv 2311.09431.
     """
-
-    axis: str | tuple[str, ...]
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """The mesh axes over which the sequence is split, in its order."""
-        return (self.axis,) if isinstance(self.axis, str) else self.axis
 
     def attend(
         self,
@@ -69,7 +64,10 @@ class Ring:
         spread = places.positions is not None
         rule = Rule(self.axis, mask, scores.scale, scores.cap, ordered, spread, implementation)
         mine, block = split(q, k, v, Places(positions, places.segments))
-        return _round(rule, scores.slopes, mine, block)
+        out, lse = _round(rule, scores.slopes, mine, block)
+        if scores.sinks is not None:  # once, and before the sum over parts is rounded
+            out, lse = with_sinks(out, lse, scores.sinks)
+        return out.astype(q.dtype), lse
 
 
 class Rule(NamedTuple):
@@ -178,7 +176,7 @@ def forward(rule: Rule, slopes: Array | None, mine: Mine, block: Block) -> Resul
         # A loop and not steps in a row, which a compiler may reorder until all keys are held.
         (total, after), _ = lax.scan(step, (total, after), length=ways - 2)
         total = visit(total, after)
-    return total[0].astype(out.dtype), total[1]
+    return total
 
 
 Slopes = tuple[Array, Array, Array]  # of q, k and v, in their dtypes; summed in float32
@@ -194,7 +192,8 @@ def backward(rule: Rule, saved: tuple[Any, ...], given: Result) -> tuple[None, M
         attend = over(rule, slopes, mine, block, own=False)
         more = lambda: of(attend, mine.q, block.k, block.v)
         zeros = lambda: tuple(map(jnp.zeros_like, (mine.q, block.k, block.v)))
-        return when(seen(rule, mine, block), more, zeros)
+        # Else they would leave a branch as float32, in twice the memory.
+        return lax.optimization_barrier(when(seen(rule, mine, block), more, zeros))
 
     def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
         dq, sums, block = carry
@@ -244,7 +243,7 @@ def _forward(
     rule: Rule, slopes: Array | None, mine: Mine, block: Block
 ) -> tuple[Result, tuple[Any, ...]]:
     out, lse = forward(rule, slopes, mine, block)
-    return (out, lse), (slopes, mine, block, out, lse)
+    return (out, lse), (slopes, mine, block, out.astype(mine.q.dtype), lse)
 
 
 _round = jax.custom_vjp(forward, nondiff_argnums=(0,))

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.attention import PLAIN, Mask, Places, Scores
-from jscale.pallas_kernels.attention.choice import with_sinks
 from jscale.pallas_kernels.context_attention.all_to_all import AllToAll
 from jscale.pallas_kernels.context_attention.gather import Gather
 from jscale.pallas_kernels.context_attention.parts import UNPLACED
@@ -58,9 +57,7 @@ def context_attention_with_lse(
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
     """`context_attention`, and the log Σ exp of each query's scores; both have gradients."""
     _check(q, k, scores, places, exchange)
-    bare = Scores(scores.scale, scores.cap, None, scores.slopes)
-    out, lse = exchange.attend(q, k, v, mask, bare, places, implementation)
-    return (out, lse) if scores.sinks is None else with_sinks(out, lse, scores.sinks)
+    return exchange.attend(q, k, v, mask, scores, places, implementation)
 
 
 def _check(q: Array, k: Array, scores: Scores, places: Places, exchange: Exchange) -> None:

@@ -6,11 +6,11 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jscale.pallas_kernels.attention.choice import with_sinks
 from jscale.pallas_kernels.attention.mask import Mask
 from jscale.pallas_kernels.attention.places import Places
 from jscale.pallas_kernels.attention.reference import reference as attention
 from jscale.pallas_kernels.attention.scores import Scores
+from jscale.pallas_kernels.attention.sinks import with_sinks
 from jscale.pallas_kernels.decode_attention.pages import Pages
 from jscale.pallas_kernels.decode_attention.sequences import Sequences
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.attention import CAUSAL, PLAIN, Mask, Scores
-from jscale.pallas_kernels.attention.choice import with_sinks
+from jscale.pallas_kernels.attention.sinks import with_sinks
 from jscale.pallas_kernels.device import Device
 from jscale.pallas_kernels.dilated_attention.pattern import Pattern
 from jscale.pallas_kernels.dilated_attention.reference import reference
+from jscale.pallas_kernels.dilated_attention.share import WHOLE, Share, fits
 from jscale.pallas_kernels.dilated_attention.xla import alone, sparse
 from jscale.pallas_kernels.implementation import Implementation, Operation
 
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     patterns: tuple[Pattern, ...]
     slopes: bool
     segments: bool
+    shared: bool = False
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{segment}/{dilation}" for segment, dilation in self.patterns)
@@ -61,18 +63,84 @@ def dilated_attention(
         ConfigError: sizes that do not fit, patterns of none or below 1, a bias, an unknown
             implementation or one that cannot.
     """
-    found = _patterns(patterns)
+    given = Given(_patterns(patterns), mask, scores, segments, WHOLE)
+    return _attend(q, k, v, given, implementation)
+
+
+def dilated_attention_across(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K V"],
+    mask: Mask,
+    share: Share,
+    *,
+    patterns: Sequence[tuple[int, int]],
+    scores: Scores = PLAIN,
+    segments: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T N V"]:
+    """`dilated_attention` within `shard_map`: of the heads and the part of each row that are here.
+
+    Slopes and sinks are those of the heads here, segments those of the part. Devices exchange T/r
+    keys and values of a segment that several share, and none of one that lies within a part; what
+    may be is asked with `unshared`.
+
+    Raises:
+        ConfigError: as `dilated_attention`; parts of rows that do not nest with segments.
+    """
+    found, T = _patterns(patterns), q.shape[1]
+    why = unshared(found, T, share.ways, mask, scores, segments is not None)
+    if why is not None:
+        raise ConfigError(f"dilated_attention: {why}")
+    return _attend(q, k, v, Given(found, mask, scores, segments, share), None)
+
+
+def unshared(
+    patterns: Sequence[tuple[int, int]],
+    part: int,
+    ways: int,
+    mask: Mask,
+    scores: Scores,
+    packed: bool,
+) -> str | None:
+    """Why devices cannot have heads, and parts of so many tokens, of their own; else None."""
+    if not fits(patterns, part, ways):
+        return (
+            f"patterns {[tuple(p) for p in patterns]} do not nest with parts of {part} tokens on"
+            f" {ways} devices: segments must divide or be multiples of a part, and dilations divide"
+            " it"
+        )
+    if ways > 1 and (mask.chunk is not None or mask.prefix):
+        return f"{mask} is of places in whole rows, of which {ways} devices have parts"
+    cut = [Pattern(max(1, min(segment, part)), dilation) for segment, dilation in patterns]
+    return None if scores.slopes is None else _unsloped(cut, part, mask, packed)
+
+
+class Given(NamedTuple):
+    """What is asked for, but for the numbers."""
+
+    patterns: list[Pattern]
+    mask: Mask
+    scores: Scores
+    segments: Array | None
+    share: Share
+
+
+def _attend(q: Array, k: Array, v: Array, given: Given, implementation: str | None) -> Array:
+    found, mask, scores, segments, share = given
     _check(q, k, v, scores, segments)
     (B, T, N, _), K, V = q.shape, k.shape[2], v.shape[-1]
-    cut = tuple(Pattern(max(1, min(w, T)), r) for w, r in found)
-    sloped = scores.slopes is not None
-    call = Call(B, T, N, K, str(q.dtype), mask, cut, sloped, segments is not None)
-    run = OPERATION.pick(call, implementation).run
+    cut = tuple(Pattern(max(1, min(w, T * share.ways)), r) for w, r in found)
+    kinds = scores.slopes is not None, segments is not None, share is not WHOLE
+    run = OPERATION.pick(Call(B, T, N, K, str(q.dtype), mask, cut, *kinds), implementation).run
     if T == 0:
         return jnp.zeros((B, 0, N, V), q.dtype)
     bare = Scores(scores.scale, scores.cap, None, scores.slopes)
-    out, lse = run(q, k, v, mask, cut, bare, segments)
-    return out if scores.sinks is None else with_sinks(out, lse, scores.sinks)[0]
+    if scores.sinks is None:
+        return run(q, k, v, mask, cut, bare, segments, share)[0]
+    # For the gradient of sinks, which sums over all results: rounded, they would not cancel.
+    wide = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k, v))
+    out, lse = run(*wide, mask, cut, bare, segments, share)
+    return with_sinks(out, lse, scores.sinks)[0].astype(q.dtype)
 
 
 def _patterns(given: Sequence[tuple[int, int]]) -> list[Pattern]:
@@ -110,15 +178,24 @@ def _check(q: Array, k: Array, v: Array, scores: Scores, segments: Array | None)
         raise ConfigError(f"dilated_attention: segments {segments.shape} must be {(B, T)}")
 
 
-def _unfit(call: Call) -> str | None:
+def _unsloped(patterns: Sequence[Pattern], length: int, mask: Mask, packed: bool) -> str | None:
     """Why rows of single heads cannot be: a slope is of a head, and they are of all."""
-    for pattern in call.patterns:
-        if call.slopes and alone(pattern, call.length, call.mask, call.segments):
+    for pattern in patterns:
+        if alone(pattern, length, mask, packed):
             return (
                 f"cannot have slopes with the pattern {tuple(pattern)} where a token's place"
                 " counts: with a chunked or prefix mask, packed rows, or an uneven length"
             )
     return None
+
+
+def _unfit(call: Call) -> str | None:
+    patterns = [p._replace(segment=min(p.segment, call.length)) for p in call.patterns]
+    return _unsloped(patterns, call.length, call.mask, call.segments) if call.slopes else None
+
+
+def _whole(call: Call) -> str | None:
+    return "computes whole rows of all heads only" if call.shared else None
 
 
 def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
@@ -132,7 +209,7 @@ def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
 OPERATION = Operation(
     "dilated attention",
     {
-        "reference": Implementation(reference),
+        "reference": Implementation(reference, _whole),
         "xla": Implementation(sparse, _unfit),
     },
     preferred,

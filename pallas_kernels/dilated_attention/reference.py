@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jscale.pallas_kernels.attention import Mask, Scores
 from jscale.pallas_kernels.dilated_attention.pattern import Pattern
+from jscale.pallas_kernels.dilated_attention.share import WHOLE, Share
 
 LEAST = -1e30  # stands for −∞, without its not-a-numbers
 
@@ -22,8 +23,12 @@ def reference(
     patterns: Sequence[Pattern],
     scores: Scores,
     segments: Int[Array, "B T"] | None,
+    share: Share = WHOLE,
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B T N"]]:
-    """Softmax attention within each pattern, and the softmax of their log Σ exp to mix them."""
+    """Softmax attention within each pattern, and the softmax of their log Σ exp to mix them.
+
+    Of whole rows and all heads only.
+    """
     (T, N, H), K = q.shape[1:], k.shape[2]
     q32, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     k, v = (jnp.repeat(x, N // K, 2) for x in (k, v))

@@ -11,9 +11,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jscale.errors import ConfigError
-from jscale.pallas_kernels.dispatch.order import Order, by_expert, collect, weigh
-from jscale.pallas_kernels.dispatch.signature import Received, own_experts
+from jscale.pallas_kernels.dispatch.order import (
+    Order,
+    by_expert,
+    check_results,
+    collect,
+    weigh,
+)
+from jscale.pallas_kernels.dispatch.signature import (
+    Received,
+    check_rows,
+    devices_along,
+    own_experts,
+)
 from jscale.pallas_kernels.grouped_matmul.reference import group_of
 
 
@@ -37,12 +47,11 @@ class AllToAll:
     rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise ConfigError(f"dispatch: AllToAll.rows must be at least 1, not {self.rows}")
+        check_rows("AllToAll", self.rows)
 
     def dispatch(self, x: Array, choices: Array, experts: int) -> tuple[Received, Ticket]:
         """The rows that all devices sent to this one's experts."""
-        n = lax.axis_size(self.axis)
+        n = devices_along(self.axis)
         own, P = own_experts(experts, n), min(self.rows or choices.size, choices.size)
         sent = by_expert(choices, experts)
         origin, place = self._slots(sent, n, P)
@@ -56,6 +65,7 @@ class AllToAll:
     def combine(self, y: Array, weights: Array, ticket: Ticket) -> Array:
         """The results sent back, and the weighted sum of each token's."""
         order = ticket.order
+        check_results(y, order)
         back = collect(y, order.place[:, 0], order.origin[:, None])
         return weigh(self._swap(back), weights, ticket.origin, ticket.place)
 

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from jscale.pallas_kernels.dispatch.order import Order, by_expert, weigh
-from jscale.pallas_kernels.dispatch.signature import Received, own_experts
+from jscale.pallas_kernels.dispatch.order import Order, by_expert, check_results, weigh
+from jscale.pallas_kernels.dispatch.signature import (
+    Received,
+    check_rows,
+    devices_along,
+    own_experts,
+)
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,12 @@ class Gather:
     axis: str | tuple[str, ...]
     rows: int | None = None
 
+    def __post_init__(self) -> None:
+        check_rows("Gather", self.rows)
+
     def dispatch(self, x: Array, choices: Array, experts: int) -> tuple[Received, Order]:
         """The rows of all devices' tokens that chose this device's experts."""
-        n = lax.axis_size(self.axis)
+        n = devices_along(self.axis)
         own = own_experts(experts, n)
         x, choices = (lax.all_gather(a, self.axis, tiled=True) for a in (x, choices))
         # Somebody else's experts, and nobody's, are outside 0 … own − 1.
@@ -43,6 +51,7 @@ class Gather:
 
     def combine(self, y: Array, weights: Array, ticket: Order) -> Array:
         """The weighted sum over this device's experts, then over devices."""
+        check_results(y, ticket)
         weights = lax.all_gather(weights, self.axis, tiled=True)
         part = weigh(y, weights, ticket.origin, ticket.place)
         return lax.psum_scatter(part, self.axis, tiled=True)

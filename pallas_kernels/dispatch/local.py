@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jscale.pallas_kernels.dispatch.order import Order, by_expert, weigh
+from jscale.pallas_kernels.dispatch.order import Order, by_expert, check_results, weigh
 from jscale.pallas_kernels.dispatch.signature import Received
 
 
@@ -20,4 +20,5 @@ class Local:
 
     def combine(self, y: Array, weights: Array, ticket: Order) -> Array:
         """The weighted sum of each token's results."""
+        check_results(y, ticket)
         return weigh(y, weights, ticket.origin, ticket.place)

@@ -5,12 +5,14 @@ A scatter would be the plain gradient of a gather; but here each row's places ar
 
 # T tokens, C choices per token, E experts, M rows, D their size.
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jscale.errors import ConfigError
 from jscale.pallas_kernels.grouped_matmul.rows import taken
 
 
@@ -65,26 +67,43 @@ def _collect(x: Array, token: Array, place: Array) -> tuple[Array, Any]:
 
 
 def _uncollect(place: Array, by: Array) -> tuple[Array, None, None]:
-    return taken(by, place).astype(jnp.float32).sum(1).astype(by.dtype), None, None
+    return _sum(by, place, lambda c, part: part), None, None
+
+
+def _sum(y: Array, place: Array, weigh: Callable[[int, Array], Array]) -> Array:
+    """Σ_c weigh(c, y[place[:, c]]) in float32, in y's dtype.
+
+    One choice after another: all of them at once would be an array of T·C rows.
+    """
+    out = jnp.zeros((place.shape[0], y.shape[1]), jnp.float32)
+    for c in range(place.shape[1]):
+        out = out + weigh(c, taken(y, place[:, c]).astype(jnp.float32))
+    return out.astype(y.dtype)
 
 
 collect.defvjp(_collect, _uncollect)
 
 
+def check_results(y: Array, order: Order) -> None:
+    """Refuse results that are not of the rows in this order.
+
+    Raises:
+        ConfigError: there are more or fewer.
+    """
+    if y.shape[0] != order.origin.shape[0]:
+        raise ConfigError(
+            f"combine: y {y.shape} must have a result for each of the {order.origin.shape[0]} rows"
+            " that were received"
+        )
+
+
 @jax.custom_vjp
-def weigh(
-    y: Float[Array, "M D"],
-    weights: Float[Array, "T C"],
-    origin: Int[Array, " M"],
-    place: Int[Array, "T C"],
-) -> Float[Array, "T D"]:
-    """Σ_c weights[t, c] · y[place[t, c]], summed in float32, in y's dtype. No row gives 0."""
-    parts = taken(y, place).astype(jnp.float32) * weights.astype(jnp.float32)[..., None]
-    return parts.sum(1).astype(y.dtype)
+def _weighed(y: Array, weights: Array, origin: Array, place: Array) -> Array:
+    return _sum(y, place, lambda c, part: weights[:, c, None].astype(jnp.float32) * part)
 
 
 def _weigh(y: Array, weights: Array, origin: Array, place: Array) -> tuple[Array, Any]:
-    return weigh(y, weights, origin, place), (y, weights, origin, place)
+    return _weighed(y, weights, origin, place), (y, weights, origin, place)
 
 
 def _unweigh(saved: Any, by: Array) -> tuple[Array, Array, None, None]:
@@ -95,4 +114,22 @@ def _unweigh(saved: Any, by: Array) -> tuple[Array, Array, None, None]:
     return dy.astype(y.dtype), dw.astype(weights.dtype), None, None
 
 
-weigh.defvjp(_weigh, _unweigh)
+_weighed.defvjp(_weigh, _unweigh)
+
+
+def weigh(
+    y: Float[Array, "M D"],
+    weights: Float[Array, "_ _"],
+    origin: Int[Array, " M"],
+    place: Int[Array, "T C"],
+) -> Float[Array, "T D"]:
+    """Σ_c weights[t, c] · y[place[t, c]], summed in float32, in y's dtype. No row gives 0.
+
+    Raises:
+        ConfigError: weights that are not of the choices.
+    """
+    if weights.shape != place.shape:
+        raise ConfigError(
+            f"combine: weights {weights.shape} must be those of choices {place.shape}"
+        )
+    return _weighed(y, weights, origin, place)

@@ -16,8 +16,19 @@ from jaxtyping import Array, Int
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.device import device
-from jscale.pallas_kernels.dispatch.order import Order, by_expert, collect, weigh
-from jscale.pallas_kernels.dispatch.signature import Received, own_experts
+from jscale.pallas_kernels.dispatch.order import (
+    Order,
+    by_expert,
+    check_results,
+    collect,
+    weigh,
+)
+from jscale.pallas_kernels.dispatch.signature import (
+    Received,
+    check_rows,
+    devices_along,
+    own_experts,
+)
 from jscale.pallas_kernels.grouped_matmul.reference import group_of
 from jscale.pallas_kernels.grouped_matmul.rows import taken
 
@@ -70,12 +81,13 @@ class Ragged:
     rows: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.rows < 1:
-            raise ConfigError(f"dispatch: Ragged.rows must be at least 1, not {self.rows}")
+        if not isinstance(self.axis, str):
+            raise ConfigError(f"dispatch: Ragged.axis must be one mesh axis, not {self.axis!r}")
+        check_rows("Ragged", self.rows)
 
     def dispatch(self, x: Array, choices: Array, experts: int) -> tuple[Received, Ticket]:
         """The rows that all devices sent to this one's experts."""
-        n = lax.axis_size(self.axis)
+        n = devices_along(self.axis)
         own, most = own_experts(experts, n), n * choices.size
         R = min(self.rows or most, most)
         sent = by_expert(choices, experts)
@@ -90,6 +102,7 @@ class Ragged:
     def combine(self, y: Array, weights: Array, ticket: Ticket) -> Array:
         """The results sent back, and the weighted sum of each token's."""
         sent, route, order = ticket
+        check_results(y, order)
         back = collect(y, order.place[:, 0], order.origin[:, None])
         rows = exchange(back, route.back(), sent.origin.shape[0], self.axis)
         return weigh(rows, weights, sent.origin, sent.place)

@@ -6,6 +6,7 @@
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jscale.errors import ConfigError
@@ -44,16 +45,23 @@ def dispatch(
     for all ways but `Local`. No token is lost without being counted in `Received.dropped`.
 
     Raises:
-        ConfigError: choices that do not fit, or experts that do not divide over the devices.
+        ConfigError: choices that do not fit, an axis that is not there, or experts that do not
+            divide over the devices.
     """
+    _check_way(by)
+    if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ConfigError(f"dispatch: x must be real numbers [T, D], not {x.dtype} {x.shape}")
     if choices.ndim != 2 or choices.shape[0] != x.shape[0]:
         raise ConfigError(
             f"dispatch: choices {choices.shape} must be [T, C] with the T={x.shape[0]} of x"
         )
     if not jnp.issubdtype(choices.dtype, jnp.integer):
         raise ConfigError(f"dispatch: choices must be integers, not {choices.dtype}")
-    if experts < 1:
-        raise ConfigError(f"dispatch: there must be an expert, not {experts}")
+    if not isinstance(experts, int) or experts < 1:
+        raise ConfigError(f"dispatch: experts must be a whole number of at least 1, not {experts}")
+    if not x.shape[0]:  # no exchange takes nothing: a row for nobody
+        x = jnp.zeros((1, x.shape[1]), x.dtype)
+        choices = jnp.full((1, choices.shape[1]), -1, choices.dtype)
     return by.dispatch(x, choices, experts)
 
 
@@ -64,8 +72,52 @@ def combine(
 
     `y` are the results of `Received.rows`, in their order. Sums are in float32, and over devices in
     y's dtype.
+
+    Raises:
+        ConfigError: results or weights that do not fit what was dispatched.
     """
+    _check_way(by)
+    for name, given in (("y", y), ("weights", weights)):
+        if given.ndim != 2 or not jnp.issubdtype(given.dtype, jnp.floating):
+            form = "[M, F]" if name == "y" else "[T, C]"
+            raise ConfigError(
+                f"combine: {name} must be real numbers {form}, not {given.dtype} {given.shape}"
+            )
+    if not weights.shape[0]:  # as `dispatch` has it
+        return by.combine(y, jnp.zeros((1, weights.shape[1]), weights.dtype), ticket)[:0]
     return by.combine(y, weights, ticket)
+
+
+def _check_way(by: Any) -> None:
+    if isinstance(by, type) or not isinstance(by, Dispatcher):
+        raise ConfigError(f"dispatch: by must be a way to dispatch, such as Local(), not {by!r}")
+
+
+def check_rows(way: str, rows: Any) -> None:
+    """Refuse a bound on rows that is none.
+
+    Raises:
+        ConfigError: it is neither None nor a whole number of at least 1.
+    """
+    if rows is not None and (not isinstance(rows, int) or rows < 1):
+        raise ConfigError(
+            f"dispatch: {way}.rows must be a whole number of at least 1 or None, not {rows}"
+        )
+
+
+def devices_along(axis: str | tuple[str, ...]) -> int:
+    """How many devices there are along mesh axes.
+
+    Raises:
+        ConfigError: there is no such axis where this is traced.
+    """
+    try:
+        return lax.axis_size(axis)
+    except NameError as error:
+        raise ConfigError(
+            f"dispatch: axis {axis!r} is no mesh axis of a shard_map around this; only Local works"
+            " without one"
+        ) from error
 
 
 def own_experts(experts: int, devices: int) -> int:

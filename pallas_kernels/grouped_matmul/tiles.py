@@ -168,27 +168,38 @@ def for_triton(kind: str, extent: Extent) -> Programs:
     return Programs(forward, backward, Warps(64, 128, n, warps, stages))
 
 
-def _cut_programs(extent: Extent, sizes: Programs) -> Programs:
-    """Tiles no larger than what there is; products need 16 of each."""
+def cut_warps(sizes: Any, rows: int, inner: int, outer: int) -> Any:
+    """Tiles of every program no larger than what there is; products need 16 of each."""
     fit = lambda most, length: min(most, max(16, 1 << (length - 1).bit_length()))
 
     def cut(size: Warps) -> Warps:
         return size._replace(
-            rows=fit(size.rows, extent.rows),
-            inner=fit(size.inner, extent.inner),
-            outer=fit(size.outer, extent.outer),
+            rows=fit(size.rows, rows), inner=fit(size.inner, inner), outer=fit(size.outer, outer)
         )
 
-    return Programs(*(cut(size) for size in sizes))
+    return type(sizes)(*(cut(size) for size in sizes))
+
+
+def odd_warps(size: Warps) -> str | None:
+    """Why no program on any GPU can have these tiles."""
+    *lengths, warps, stages = size
+    if any(n & (n - 1) for n in (*lengths, warps)) or min(lengths) < 16:
+        return "must be powers of two, and lengths 16 or more"
+    if warps > 16 or stages > 8:
+        return "have more than 16 warps or 8 stages"
+    return None
+
+
+def _cut_programs(extent: Extent, sizes: Programs) -> Programs:
+    return cut_warps(sizes, extent.rows, extent.inner, extent.outer)
 
 
 def _unfit_for_triton(kind: str, extent: Extent, sizes: Programs) -> str | None:
     """By numbers held in registers, and by tiles that are loaded ahead into shared memory."""
-    for part, (t, d, f, warps, stages) in sizes._asdict().items():
-        if any(n & (n - 1) for n in (t, d, f, warps)) or min(t, d, f) < 16:
-            return f"must be powers of two, and lengths 16 or more ({part})"
-        if warps > 16 or stages > 8:
-            return f"have more than 16 warps or 8 stages ({part})"
+    for part, size in sizes._asdict().items():
+        if (why := odd_warps(size)) is not None:
+            return f"{why} ({part})"
+        t, d, f, warps, stages = size
         sums = {"forward": t * f, "backward": t * d, "matrices": d * f}[part]
         loaded = t * d + t * f + d * f - sums
         if sums + (loaded if extent.width == 4 else 0) > NUMBERS * 32 * warps:

@@ -22,11 +22,10 @@ from jaxtyping import Array, Float, Int
 from jscale.pallas_kernels import interpret
 from jscale.pallas_kernels.block import product, up
 from jscale.pallas_kernels.device import device
+from jscale.pallas_kernels.gpu_blocks import both, ends, load, side_by_side, store
 from jscale.pallas_kernels.grouped_matmul.rows import given_back
 from jscale.pallas_kernels.grouped_matmul.tiles import TRITON, Extent, Programs, Warps
 from jscale.pallas_kernels.grouped_matmul.visits import own, spans
-
-SIDE = 8  # tiles of rows whose programs run side by side
 
 
 class Rows(NamedTuple):
@@ -99,20 +98,11 @@ def _matrix(size: Warps, shape: tuple[int, ...]) -> Any:
     return pl.BlockSpec((E, up(D, size.inner), up(F, size.outer)), lambda p: (0, 0, 0))
 
 
-def _side_by_side(p: Any, turns: int, columns: int) -> tuple[Any, Any]:
-    """Program p's turn and tile of columns: `SIDE` turns go through the columns together."""
-    band = lax.div(p, np.int32(SIDE * columns))
-    first = band * SIDE
-    here = jnp.minimum(turns - first, SIDE)
-    rest = p - first * columns
-    return first + lax.rem(rest, here), lax.div(rest, here)
-
-
 def _rows_kernel(size: Warps, turned: bool, shape: tuple[int, int], read: Rows, out: Any) -> None:
     length, width = shape
     summed, across = (size.outer, size.inner) if turned else (size.inner, size.outer)
     columns, E = -(-width // across), read.other.shape[0]
-    turn, column = _side_by_side(pl.program_id(0), read.known.group.shape[0], columns)
+    turn, column = side_by_side(pl.program_id(0), read.known.group.shape[0], columns)
     group, low, high = (ref[turn] for ref in read.known)
     begin = column * across
     rows_of = _rows(read, low, high, size.rows)
@@ -120,16 +110,16 @@ def _rows_kernel(size: Warps, turned: bool, shape: tuple[int, int], read: Rows, 
     def add(k: Any, sums: Any) -> Any:
         at = k * summed
         rows = rows_of(at, summed, length)
-        cut = _ends(at, summed, length), _ends(begin, across, width)
+        cut = ends(at, summed, length), ends(begin, across, width)
         if turned:
             part = read.other.at[group, pl.ds(begin, across), pl.ds(at, summed)]
-            return sums + product(rows, _load(part, cut[::-1]).astype(rows.dtype), (1, 1))
+            return sums + product(rows, load(part, cut[::-1]).astype(rows.dtype), (1, 1))
         part = read.other.at[group, pl.ds(at, summed), pl.ds(begin, across)]
-        return sums + product(rows, _load(part, cut).astype(rows.dtype), (1, 0))
+        return sums + product(rows, load(part, cut).astype(rows.dtype), (1, 0))
 
     none = jnp.zeros((size.rows, across), jnp.float32)
     written = out.at[pl.ds(low, size.rows), pl.ds(begin, across)]
-    keep = _both(low + jnp.arange(size.rows) < high, _ends(begin, across, width), none.shape)
+    keep = both(low + jnp.arange(size.rows) < high, ends(begin, across, width), none.shape)
 
     @pl.when(group < E)
     def _() -> None:
@@ -149,37 +139,19 @@ def _rows(read: Rows, low: Any, high: Any, t: int) -> Callable[[Any, int, int], 
     """
     mine = low + jnp.arange(t) < high
     if read.index is None:
-        return lambda at, step, length: _load(
-            read.x.at[pl.ds(low, t), pl.ds(at, step)], (mine, _ends(at, step, length))
+        return lambda at, step, length: load(
+            read.x.at[pl.ds(low, t), pl.ds(at, step)], (mine, ends(at, step, length))
         )
     given = plgpu.load(read.index.at[pl.ds(low, t)], mask=mine, other=-1)
     there = (given >= 0) & (given < read.x.shape[0])
     source = jnp.where(there, given, 0)[:, None]
 
-    def load(at: Any, step: int, length: int) -> Any:
+    def gather(at: Any, step: int, length: int) -> Any:
         columns = (at + jnp.arange(step))[None, :]
         each = (jnp.broadcast_to(x, (t, step)) for x in (source, columns))
-        return _load(read.x.at[tuple(each)], (there, _ends(at, step, length)))
+        return load(read.x.at[tuple(each)], (there, ends(at, step, length)))
 
-    return load
-
-
-def _ends(begin: Any, step: int, length: int) -> Any:
-    """Which of `step` places are before the end; None if all tiles are whole."""
-    return None if length % step == 0 else begin + jnp.arange(step) < length
-
-
-def _both(rows: Any, columns: Any, shape: tuple[int, ...]) -> Any:
-    """The mask of a tile from those of its rows and of its columns."""
-    parts = [] if rows is None else [jnp.broadcast_to(rows[:, None], shape)]
-    parts += [] if columns is None else [jnp.broadcast_to(columns[None, :], shape)]
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
-
-
-def _load(ref: Any, keep: tuple[Any, Any]) -> Any:
-    """A tile, 0 where it is not to be read."""
-    mask = _both(*keep, ref.shape)
-    return plgpu.load(ref) if mask is None else plgpu.load(ref, mask=mask, other=0.0)
+    return gather
 
 
 def _matrices(
@@ -210,21 +182,21 @@ def _matrices_kernel(size: Warps, shape: tuple[int, int], read: Rows, out: Any) 
     p = pl.program_id(0)
     each = np.int32(tiles[0] * tiles[1])
     group, rest = lax.div(p, each), lax.rem(p, each)
-    across, down = _side_by_side(rest, tiles[1], tiles[0])
+    across, down = side_by_side(rest, tiles[1], tiles[0])
     i, j = down * d, across * f
     low, high = read.known.start[group], read.known.end[group]
 
     def add(k: Any, sums: Any) -> Any:
         first = low + k * t
         mine = first + jnp.arange(t) < high
-        other = _load(read.other.at[pl.ds(first, t), pl.ds(j, f)], (mine, _ends(j, f, F)))
+        other = load(read.other.at[pl.ds(first, t), pl.ds(j, f)], (mine, ends(j, f, F)))
         return sums + product(_rows(read, first, high, t)(i, d, D), other, (0, 0))
 
     steps = lax.div(high - low + t - 1, np.int32(t))
     sums = lax.fori_loop(0, steps, add, jnp.zeros((d, f), jnp.float32)).astype(out.dtype)
     where = out.at[group, pl.ds(i, d), pl.ds(j, f)]
-    keep = _both(_ends(i, d, D), _ends(j, f, F), (d, f))
-    plgpu.store(where, sums) if keep is None else plgpu.store(where, sums, mask=keep)
+    keep = both(ends(i, d, D), ends(j, f, F), (d, f))
+    store(where, sums, keep)
 
 
 def _primal(size: Programs, x: Array, w: Array, sizes: Array, rows: Array | None) -> Array:

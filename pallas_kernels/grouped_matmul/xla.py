@@ -1,7 +1,7 @@
-"""Grouped matmul in plain XLA: groups filled up to small blocks of rows, multiplied as a batch.
+"""Grouped matmul in plain XLA: groups filled up to small blocks of rows, multiplied in batches.
 
-Every block has one matrix, so all are one batched product, in which at most a block a group is
-empty. `jax.lax.ragged_dot` costs five times as much on CPU, and grows with E on GPUs.
+Every block has one matrix, so some of them are one batched product, in which at most a block a
+group is empty. `jax.lax.ragged_dot` costs many times as much on CPU, and grows with E on GPUs.
 """
 
 # R rows given, M rows taken, D their size, F that of the result, E groups, J blocks of b rows.
@@ -15,10 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jscale.pallas_kernels.device import device
 from jscale.pallas_kernels.grouped_matmul.reference import group_of
 from jscale.pallas_kernels.grouped_matmul.rows import given_back, taken
 
-WEIGHTS = 2**26  # bytes of matrices that are copied out, one for each block, at a time
+# Bytes of matrices that are copied out, one for each block, at a time: as a processor keeps near.
+# An accelerator takes many more, so that steps are few.
+WEIGHTS = 2**21
+MORE = 2**5
 product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -34,7 +38,8 @@ class Blocks(NamedTuple):
 def block_rows(rows: int, groups: int) -> int:
     """How many rows a block has: enough to multiply well, not so many that most are filled up."""
     each = max(1, rows // max(1, groups))
-    return min(128, max(8, 2 ** ((each // 2).bit_length() - 1))) if each > 1 else 8
+    half, quarter = (2 ** max(3, (each // n).bit_length() - 1) for n in (2, 4))
+    return min(128, half, max(64, quarter))
 
 
 def lay_out(sizes: Int[Array, " E"], rows: int, b: int) -> Blocks:
@@ -83,7 +88,8 @@ def _layout(x: Array, w: Array, sizes: Array, rows: Array | None) -> tuple[Block
 def in_parts(w: Array, blocks: Blocks, body: Callable[..., Any], start: Any, *index: Array) -> Any:
     """`body(carry, (group, *index))` over so many blocks at a time that their matrices are few."""
     J = blocks.group.shape[0]
-    each = max(1, min(J, WEIGHTS // (w[0].size * w.dtype.itemsize)))
+    room = WEIGHTS * (1 if device().platform == "cpu" else MORE)
+    each = max(1, min(J, room // (w[0].size * w.dtype.itemsize)))
     parts = -(-J // each)
     each = -(-J // parts)
     more = parts * each - J

@@ -2,17 +2,20 @@
 
 # M tokens (of any dimensions), D model size, V vocabulary.
 
-import logging
 import math
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jscale.errors import ConfigError, did_you_mean
+from jscale.errors import ConfigError
+from jscale.pallas_kernels.device import Device
+from jscale.pallas_kernels.implementation import Implementation, Operation
+from jscale.pallas_kernels.linear_cross_entropy import tpu, triton
+from jscale.pallas_kernels.linear_cross_entropy.plan import Plan
 from jscale.pallas_kernels.linear_cross_entropy.reference import reference
-from jscale.pallas_kernels.linear_cross_entropy.xla import Plan, Sides, chunked
+from jscale.pallas_kernels.linear_cross_entropy.xla import chunked
 
 
 class Expected(NamedTuple):
@@ -21,6 +24,27 @@ class Expected(NamedTuple):
 
     weights: Float[Array, "..."]
     z_loss: float = 0.0
+
+
+class Call(NamedTuple):
+    """What an implementation may refuse, and a choice may depend on."""
+
+    tokens: int
+    dim: int
+    vocabulary: int
+    dtype: str
+    weights: str
+    split: tuple[str, ...] = ()
+    expected: bool = False
+
+    def __str__(self) -> str:
+        dtypes = self.dtype if self.dtype == self.weights else f"{self.dtype} by {self.weights}"
+        split = f" of each device, split over {' and '.join(self.split)}," if self.split else ","
+        told = ", a gradient expected" if self.expected else ""
+        return (
+            f"{self.tokens} tokens of {self.dim} and a vocabulary of {self.vocabulary}{split}"
+            f" {dtypes}{told}"
+        )
 
 
 LOGITS = 2**24  # at a time: 64 MiB in float32
@@ -45,14 +69,40 @@ def linear_cross_entropy(
     gradient is summed in float32 and is of the kernel's dtype. `expected` changes no result: if the
     gradient asked for is that one, up to a factor, a product as large as the whole is saved; any
     other is right too. Inside `shard_map`, `split` names the mesh axes over which V is split;
-    targets count over the whole.
+    targets count over the whole. A target outside 0 … V − 1, such as −100 for a token that does not
+    count, has a logit of 0: what it gives is a number, which a weight of 0 takes out of loss and
+    gradients. `implementation=None` chooses, and logs what and why.
 
     Raises:
-        ConfigError: sizes that do not fit, a cap that is not positive, smoothing outside 0 … 1, a
-            split vocabulary with an implementation that cannot, or an unknown implementation.
+        ConfigError: sizes that do not fit, a cap that is not positive, smoothing outside 0 … 1, an
+            unknown implementation or one that cannot.
     """
+    _check(hidden, kernel, targets, cap, smoothing, expected)
+    (D, V), count = kernel.shape, math.prod(targets.shape)
+    dtypes = str(hidden.dtype), str(kernel.dtype)
+    call = Call(count, D, V, *dtypes, tuple(split), expected is not None)
+    run = OPERATION.pick(call, implementation).run
+    if count == 0:
+        none = jnp.zeros(targets.shape, jnp.float32)
+        return none, none
+    weights = None if expected is None else expected.weights.reshape(count)
+    z_loss = 0.0 if expected is None else expected.z_loss
+    plan = Plan(chunk(count, D, V), cap, z_loss, tuple(split), smoothing)
+    flat = hidden.reshape(count, D), kernel, targets.reshape(count)
+    logp, normalizer = run(plan, *flat, weights)
+    return logp.reshape(targets.shape), normalizer.reshape(targets.shape)
+
+
+def _check(
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    cap: float | None,
+    smoothing: float,
+    expected: Expected | None,
+) -> None:
     D, V = kernel.shape
-    if hidden.shape[-1] != D or targets.shape != hidden.shape[:-1]:
+    if hidden.shape[-1] != D or targets.shape != hidden.shape[:-1] or not D or not V:
         raise ConfigError(
             f"linear_cross_entropy: hidden {hidden.shape}, kernel {kernel.shape} and targets"
             f" {targets.shape} do not fit: [..., D], [D, V] and [...] are wanted"
@@ -66,44 +116,51 @@ def linear_cross_entropy(
             f"linear_cross_entropy: expected.weights {expected.weights.shape} must be of the shape"
             f" of targets, {targets.shape}"
         )
-    count = math.prod(targets.shape)
-    name = implementation or choose(count, V)
-    if name not in IMPLEMENTATIONS:
-        known = did_you_mean(name, IMPLEMENTATIONS)
-        raise ConfigError(f"no implementation {name!r} of linear_cross_entropy; {known}")
-    flat = hidden.reshape(count, D), kernel, targets.reshape(count)
-    weights = None if expected is None else expected.weights.reshape(count)
-    plan = Plan(
-        chunk(count, V), cap, 0.0 if expected is None else expected.z_loss, split, smoothing
-    )
-    logp, normalizer = IMPLEMENTATIONS[name](plan, *flat, weights)
-    return logp.reshape(targets.shape), normalizer.reshape(targets.shape)
 
 
-def whole(plan: Plan, hidden: Array, kernel: Array, targets: Array, weights: Sides) -> Sides:
+def chunk(tokens: int, dim: int, vocabulary: int) -> int:
+    """How many tokens are taken at a time, where logits or their gradient are held.
+
+    Each chunk reads and writes the sum of the kernel's gradient, D · V numbers in float32, which
+    are held anyway: with D / 2 tokens their logits are half as large. On an H200 a product with 512
+    tokens then waits for memory, one with 2048 does not.
+    """
+    return max(1, min(tokens, max(TOKENS, LOGITS // vocabulary, dim // 2)))
+
+
+def whole(plan: Plan, hidden: Array, kernel: Array, targets: Array, weights: Any) -> Any:
     """The reference, for a vocabulary that is not split."""
-    if plan.split:
-        raise ConfigError(
-            "linear_cross_entropy: 'reference' cannot take a vocabulary split over"
-            f" {plan.split}; take 'xla'"
-        )
     return reference(hidden, kernel, targets, plan.cap, plan.smoothing)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Sides]] = {"reference": whole, "xla": chunked}
+def _split(call: Call) -> str | None:
+    return f"cannot take a vocabulary split over {call.split}; take 'xla'" if call.split else None
 
 
-def chunk(tokens: int, vocabulary: int) -> int:
-    """How many tokens are taken at a time."""
-    return max(1, min(tokens, max(TOKENS, LOGITS // vocabulary)))
+def preferred(call: Call, device: Device) -> Sequence[tuple[str, str]]:
+    """Whom to try, best first, and why. Reckoned in benchmarks/notes; not yet measured there."""
+    few = f"{chunk(call.tokens, call.dim, call.vocabulary)} tokens at a time"
+    if call.expected:
+        why = "the gradient is made with the logits, a product fewer than any other form needs"
+        return [("xla", f"{few}; {why}")]
+    if device.platform == "tpu":
+        return [
+            ("tpu", "forward no logit leaves the chip, and backward their gradient only"),
+            ("xla", few),
+        ]
+    if device.platform == "gpu":
+        why = "the vendor's products gain more than the logits' way through memory costs"
+        return [("xla", f"{few}; {why}")]
+    return [("xla", f"{few}, the fastest form that holds no more logits")]
 
 
-@lru_cache(maxsize=256)  # so that each choice is logged once
-def choose(tokens: int, vocabulary: int) -> str:
-    """The implementation for so many tokens and scores: chunks, which are never slower."""
-    logging.getLogger(__name__).info(
-        "linear cross-entropy of %d tokens and a vocabulary of %d by 'xla': %d tokens at a time,"
-        " the fastest form that holds no more logits",
-        *(tokens, vocabulary, chunk(tokens, vocabulary)),
-    )
-    return "xla"
+OPERATION = Operation(
+    "linear cross-entropy",
+    {
+        "reference": Implementation(whole, _split),
+        "xla": Implementation(chunked, loops=True),
+        "tpu": Implementation(tpu.kernel, tpu.refuses, platforms=("tpu",), kernel=True),
+        "triton": Implementation(triton.kernel, triton.refuses, platforms=("gpu",), kernel=True),
+    },
+    preferred,
+)

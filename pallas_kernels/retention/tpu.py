@@ -44,13 +44,21 @@ def kernel(
     decay: Float[Array, " N"],
     state: Float[Array, "B N H V"],
     runs: Int[Array, "B T"] | None = None,
-    size: int = PLACES,
+    size: int | None = None,
 ) -> tuple[Float[Array, "B T N V"], Float[Array, "B N H V"]]:
     """As `reference`, without runs; products in `q`'s dtype, sums in float32."""
     assert runs is None
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    size = places(q, v) if size is None else size
     out, last = _retain(min(size, q.shape[2]), q, k, v, state, decay)
     return out.swapaxes(1, 2), last
+
+
+def places(q: Float[Array, "B N T H"], v: Float[Array, "B N T V"]) -> int:
+    """How many tokens make a chunk: fewer of large float32 heads, whose tiles would not fit VMEM
+    beside what does not fit the registers."""
+    large = max(q.shape[-1], v.shape[-1]) > WIDEST // 2 and q.dtype == jnp.float32
+    return PLACES // 2 if large else PLACES
 
 
 def _forward_kernel(length: int, decay: Any, q: Any, k: Any, v: Any, *refs: Any) -> None:

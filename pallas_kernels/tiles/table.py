@@ -3,7 +3,7 @@
 A row says for which calls of which implementation it is, its tiles, and where they were measured.
 Calls are told apart by classes: each size is rounded up to a power of two. A user's own table,
 `~/.cache/jscale/tiles/<chip>.json`, goes before the one that is shipped; `jscale bench kernels
---tune` writes both.
+--tune` writes both. JSCALE_TILES names another folder for it.
 """
 
 import json
@@ -80,10 +80,12 @@ def shipped(kind: str) -> Path:
 
 def own(kind: str) -> Path | None:
     """The user's own table; None for a user without a home."""
+    named = os.environ.get("JSCALE_TILES")
     try:
-        return Path.home() / ".cache" / "jscale" / "tiles" / f"{file_name(kind)}.json"
+        folder = Path(named) if named else Path.home() / ".cache" / "jscale" / "tiles"
     except RuntimeError:
         return None
+    return folder / f"{file_name(kind)}.json"
 
 
 def find(operation: str, implementation: str, kind: str, sizes: Mapping[str, Any]) -> Found | None:

@@ -1,0 +1,138 @@
+"""So many experts for each token as one likes, and no token is ever dropped."""
+
+# S tokens of a group, E experts, C choices per token, N groups of experts.
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jscale.errors import ConfigError, did_you_mean
+from jscale.models.gates import balance
+from jscale.models.gates.routing import Routing, finite, routed
+
+WEIGHTS = ("softmax", "softmax_of_chosen", "sigmoid")
+TINY = 1e-20  # is added to what is divided by: sigmoids of all chosen may be 0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Experts stand in `groups`, and a token's are all in the `kept` best of these.
+
+    A group is as good as the sum of its `best` best experts. Source: DeepSeek-AI 2024,
+    arXiv 2405.04434 (the best one), and 2412.19437 (the two best).
+
+    Raises:
+        ConfigError: a number below 1, or more groups kept than there are.
+    """
+
+    groups: int  # of experts, one after the other
+    kept: int  # groups that a token's experts may be of
+    best: int = 2  # experts that a group is judged by
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "kept", "best"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Limit.{name} must be at least 1, not {getattr(self, name)}")
+        if self.kept > self.groups:
+            raise ConfigError(f"Limit keeps {self.kept} groups of experts and has {self.groups}")
+
+    def check(self, experts: int, choices: int) -> None:
+        """Raises ConfigError unless so many experts make these groups, and enough are kept."""
+        size = experts // self.groups
+        if experts % self.groups:
+            raise ConfigError(f"{experts} experts cannot be {self.groups} equal groups")
+        if self.best > size:
+            raise ConfigError(f"Limit.best={self.best} must be at most a group's {size} experts")
+        if choices > self.kept * size:
+            raise ConfigError(
+                f"a token has {choices} experts, and the groups kept for it have {self.kept * size}"
+            )
+
+    def __call__(self, ranked: Float[Array, "S E"]) -> Float[Array, "S E"]:
+        """What experts are chosen by, -inf in groups that are not kept."""
+        grouped = ranked.reshape(ranked.shape[0], self.groups, -1)
+        good = lax.top_k(grouped, self.best)[0].sum(-1)
+        kept = lax.top_k(good, self.kept)[1]
+        among = (kept[:, :, None] == jnp.arange(self.groups)).any(1)
+        return jnp.where(among[:, :, None], grouped, -jnp.inf).reshape(ranked.shape)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best experts, none of which is ever full.
+
+    Their weights are a softmax over all experts or over the chosen ones, or each a sigmoid.
+    Source: Shazeer et al. 2017, arXiv 1701.06538; sigmoids and a correction as in DeepSeek-V3,
+    arXiv 2412.19437.
+
+    Raises:
+        ConfigError: a number below 1, or unknown weights.
+    """
+
+    choices: int = 2  # experts of a token
+    weights: str = "softmax"  # softmax, softmax_of_chosen, sigmoid
+    normalise: bool = True  # whether a token's weights are made to sum to 1
+    scale: float = 1.0  # of the weights, in the end
+    corrected: bool = False  # whether experts are chosen, not weighted, by scores and a correction
+    limit: Limit | None = None  # to some groups of experts
+
+    def __post_init__(self) -> None:
+        if self.choices < 1:
+            raise ConfigError(f"TopK.choices must be at least 1, not {self.choices}")
+        if self.weights not in WEIGHTS:
+            hint = did_you_mean(self.weights, WEIGHTS)
+            raise ConfigError(f"no weights {self.weights!r} of TopK; {hint}")
+        if self.weights == "softmax_of_chosen" and not self.normalise:
+            raise ConfigError("a softmax_of_chosen sums to 1: TopK.normalise must be True")
+
+    def check(self, experts: int) -> None:
+        """Raises ConfigError unless so many experts can be chosen from."""
+        if self.limit is not None:
+            self.limit.check(experts, self.choices)
+
+    def draws(self, tokens: int, experts: int) -> None:
+        """Nothing is drawn."""
+        return None
+
+    def __call__(
+        self,
+        scores: Float[Array, "S E"],
+        real: Bool[Array, " S"],
+        *,
+        training: bool,
+        uniforms: Array | None = None,
+        correction: Float[Array, " E"] | None = None,
+    ) -> Routing:
+        """The experts of the tokens of one group; a `correction` gets no gradient."""
+        scores, experts = finite(scores), scores.shape[1]
+        values, gates = self._values(scores)
+        ranked = values if correction is None else values + lax.stop_gradient(correction)
+        ranked = ranked if self.limit is None else self.limit(ranked)
+        index = lax.top_k(ranked, self.choices)[1]
+        weights = self._weights(jnp.take_along_axis(values, index, 1))
+        reports = {
+            "gate_entropy": balance.entropy(gates, real),
+            **balance.usage("chosen", index, real, experts),
+        }
+        loss = balance.balance_loss(gates, index, real)
+        kept = jnp.broadcast_to(real[:, None], index.shape)
+        return routed(index, kept, weights, experts, loss, reports)
+
+    def _values(
+        self, scores: Float[Array, "S E"]
+    ) -> tuple[Float[Array, "S E"], Float[Array, "S E"]]:
+        """What experts are chosen by, and probabilities that sum to 1."""
+        if self.weights == "sigmoid":
+            values = jax.nn.sigmoid(scores)
+            return values, values / (values.sum(1, keepdims=True) + TINY)
+        gates = jax.nn.softmax(scores)
+        return (gates if self.weights == "softmax" else scores), gates
+
+    def _weights(self, chosen: Float[Array, "S C"]) -> Float[Array, "S C"]:
+        if self.weights == "softmax_of_chosen":
+            return self.scale * jax.nn.softmax(chosen)
+        total = chosen.sum(1, keepdims=True) + TINY if self.normalise else 1.0
+        return self.scale * chosen / total
