@@ -65,8 +65,9 @@ def export(
         run.tokenizer.save(fresh)
         fresh.replace(folder)
     except OSError as error:
-        shutil.rmtree(fresh, ignore_errors=True)
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # nothing is there after the replacement
     return [folder / name for name in names]
 
 

@@ -11,6 +11,10 @@ from jscale.formats.stream import Progress, quietly, stream
 from jscale.mesh import Layout, MeshShape, Rules, choose, make_mesh
 from jscale.models.model import Model
 
+WANTED = ["*.json", "*.safetensors"]
+# Weights that some releases hold once more, for other programs.
+OTHERS = ["original/*", "metal/*", "onnx/*", "openvino/*", "consolidated*"]
+
 
 class Pretrained(NamedTuple):
     """A model, its weights in their shards, their layout, and the tokenizer that came with them."""
@@ -78,7 +82,7 @@ def folder_of(release: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(str(release), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(release), allow_patterns=WANTED, ignore_patterns=OTHERS))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(f"the release {release} cannot be had from the hub: {reason}") from error

@@ -24,7 +24,7 @@ from jscale.models import experts
 from jscale.models.decoder import Context
 from jscale.models.draws import dropout, stream
 from jscale.models.feed import GLU, MLP, Feed, Reports, Style
-from jscale.models.gates import Choice, Groups, LinearRouter, Routing, Scores, Top2, TopK
+from jscale.models.gates import Choice, Groups, LinearRouter, Routing, Scores, Top2
 from jscale.models.layers import constant
 from jscale.models.sequence import ROWS, ways
 from jscale.pallas_kernels.dispatch import (
@@ -78,13 +78,7 @@ class MoE:
         for name, wanted in dict(of=(MLP, GLU), scores=Scores, choice=Choice).items():
             if not isinstance(getattr(self, name), wanted):
                 raise ConfigError(f"MoE.{name} cannot be {getattr(self, name)!r}")
-        if self.experts < (least := self.choice.choices):
-            raise ConfigError(
-                f"MoE.choice={type(self.choice).__name__}(…) gives each token {least} experts and"
-                f" MoE.experts is {self.experts}: set experts to at least {least}, or choice=Top1()"
-            )
-        if isinstance(self.choice, TopK):
-            self.choice.check(self.experts)
+        self.choice.check(self.experts)
 
     def build(self, dim: int, rngs: nnx.Rngs, style: Style) -> "Mixture":
         return Mixture(self, dim, rngs, style)
@@ -121,8 +115,7 @@ class Mixture(nnx.Module):
     def __init__(self, c: MoE, dim: int, rngs: nnx.Rngs, style: Style):
         self.c, self.drop, self.groups = c, style.drop, c.groups.within(style.decodes)
         self.router = c.scores.build(dim, c.experts, rngs, style.scheme)
-        corrected = isinstance(c.choice, TopK) and c.choice.corrected
-        self.correction = constant(0.0, scale=c.experts) if corrected else None
+        self.correction = constant(0.0, scale=c.experts) if c.choice.corrected else None
         # Of its experts a token uses few: what `Model.shares` tells.
         share, axes = c.choice.choices / c.experts, lambda w: w.get_metadata()["out_sharding"]
         self.expert = jax.tree.map(
@@ -156,15 +149,15 @@ class Mixture(nnx.Module):
             order = jnp.argsort(context.places, 1)
             scores = jnp.take_along_axis(scores, order[..., None], 1)
             real = jnp.take_along_axis(real, order, 1)
-        if not isinstance(self.c.choice, TopK):  # whose tokens do not depend on each other
+        if not self.c.choice.alone:
             scores = _together(scores, groups)
         scores, real = groups.fold(scores), groups.fold(real)
         uniforms = None
         if key is not None and (shape := self.c.choice.draws(B * T // groups.count, E)):
             uniforms = jax.random.uniform(key, (groups.count, *shape))
-        choose = partial(self.c.choice, training=key is not None)
-        if self.correction is not None:
-            choose = partial(choose, correction=self.correction[...].astype(jnp.float32))
+        correction = self.correction
+        known = {} if correction is None else {"correction": correction[...].astype(jnp.float32)}
+        choose = partial(self.c.choice, training=key is not None, **known)
         each = jax.vmap(lambda s, r, u: choose(s, r, uniforms=u))(scores, real, uniforms)
         chosen = [groups.unfold(a, B, T) for a in (each.experts, each.weights)]
         if context.places is not None:

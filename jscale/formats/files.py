@@ -47,6 +47,10 @@ class Files(Mapping[str, np.ndarray]):
         """The shape of an array, which is not read."""
         return tuple(self._file_of[name].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """What an array holds, as safetensors says it: F32, BF16, I64."""
+        return self._file_of[name].get_slice(name).get_dtype()
+
     def part(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
         """A box of an array; no more than it is read."""
         return self._file_of[name].get_slice(name)[box] if box else self[name]
@@ -80,13 +84,18 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
         yield path, None
         return
     try:
-        places = json.loads(path.read_text())["weight_map"]
-        files = {file: {n for n, f in places.items() if f == file} for file in places.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        places = json.loads(path.read_bytes())["weight_map"]
+        files = {Path(file).name: set[str]() for file in places.values()}
+        for name, file in places.items():
+            # An index that comes from elsewhere may not lead out of its folder.
+            if file not in files:
+                raise DataError(f"{path} names {file!r}, which is no file beside it")
+            files[file].add(name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no index of safetensors: {error!r}") from error
+    here = {file.name for file in path.parent.iterdir() if file.is_file()}
     for file, names in sorted(files.items()):
-        # An index that comes from elsewhere may not lead out of its folder.
-        if Path(file).name != file or not (path.parent / file).is_file():
+        if file not in here:
             raise DataError(f"{path} names {file!r}, which is no file beside it")
         yield path.parent / file, names
 
@@ -111,6 +120,8 @@ def write_files(
         # Of an array that is a view, safetensors would write the memory, not the array.
         whole = {name: np.ascontiguousarray(fetch(arrays[name])) for name in names}
         save_file(whole, folder / file)
+        # As safetensors writes a file, nobody else may read it.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
         index |= dict.fromkeys(names, file)
     if len(files) > 1:
         text = json.dumps({"metadata": {}, "weight_map": index}, indent=1)

@@ -75,6 +75,10 @@ class Unpacked:
         experts, rows, blocks = self.release.shape(f"{name}_scales")
         return experts, blocks * BLOCK, rows
 
+    def dtype(self, name: str) -> str:
+        """What an array holds, as it is unpacked."""
+        return "F32" if name in self.packed else self.release.dtype(name)
+
     def part(self, name: str, box: Box) -> np.ndarray:
         """A box of an array; of packed ones the blocks are read that it touches."""
         if name not in self.packed:

@@ -25,6 +25,7 @@ from jscale.formats.mxfp4 import Unpacked
 from jscale.formats.table import Pair, Table, differs
 from jscale.formats.window import Box, window
 
+FLOATS = "F64", "F32", "F16", "BF16"  # as safetensors says them
 AHEAD = 3  # arrays that are read, or are being read, beside the one that is put on its devices
 
 Progress = Callable[[int, int], None]  # bytes of ours that are in place, and of all
@@ -41,6 +42,8 @@ class Release(Collection[str], Protocol):
     """Arrays by name, of which parts can be read."""
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str: ...
 
     def part(self, name: str, box: Box) -> np.ndarray: ...
 
@@ -78,17 +81,18 @@ def stream(
 ) -> PyTree[Array]:
     """Our weights, in these shapes, dtypes and shardings, from a release.
 
-    Names and shapes of all are checked before any is read.
+    Names, shapes and dtypes of all are checked before any is read.
 
     Raises:
-        CheckpointError: a weight is missing, left over, or of another shape; or two of the release
-            that are one of ours differ.
+        CheckpointError: a weight is missing, left over, of another shape, or holds no numbers that
+            are weights as they are; or two of the release that are one of ours differ.
     """
     wanted, layout = named_leaves(shapes), named_leaves(shardings)
     release = Unpacked(release)
     rows = table.rows(list(release), wanted)
     for pair in rows:
         pair.check(release.shape, wanted[pair.ours])
+        _check_dtypes(release, pair)
     total, done = sum(s.size * s.dtype.itemsize for s in wanted.values()), 0
     filled = dict[str, Array]()
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -110,6 +114,17 @@ def stream(
         if filled[name].dtype != like.dtype:
             filled[name] = _said(like.dtype, layout[name])(filled.pop(name))
     return rebuild(shapes, filled)
+
+
+def _check_dtypes(release: Release, pair: Pair) -> None:
+    """Raises CheckpointError where a row's arrays hold whole numbers, or those of eight bits, which
+    stand for weights by scales alone."""
+    for name in pair.names:
+        if (held := release.dtype(name)) not in FLOATS:
+            raise CheckpointError(
+                f"{name} holds {held}: weights are to be {', '.join(FLOATS)}; was the release"
+                " quantised?"
+            )
 
 
 def _pieces(

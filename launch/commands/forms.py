@@ -60,9 +60,10 @@ def check_release(form: str, config: Any, weights: Path) -> None:
         ConfigError: it is another, or has other sizes.
     """
     describe = getattr(form_of(form), "config_of", None)
-    if describe is None or not weights.is_dir():
+    home = weights if weights.is_dir() else weights.parent
+    if describe is None or (home != weights and not (home / "config.json").is_file()):
         return
-    theirs = describe(weights)
+    theirs = describe(home)
     if type(theirs) is not type(config):
         raise ConfigError(
             f"{weights} is a {type(theirs).__name__}, and the recipe's model a"

@@ -1,6 +1,7 @@
 """`jscale import [FORMAT] WEIGHTS [RECIPE]`: a run that starts from weights trained elsewhere."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,9 @@ def asked(options: argparse.Namespace) -> tuple[str, Path, "Recipe"]:
         ConfigError: they are too few or too many, or there is no such format or recipe.
         DataError: there are no such weights.
     """
-    changes = [word for word in options.words if "=" in word]
-    words = [word for word in options.words if "=" not in word]
+    is_change = lambda word: "=" in word and not os.path.exists(word)
+    changes = [word for word in options.words if is_change(word)]
+    words = [word for word in options.words if not is_change(word)]
     named = bool(words) and (words[0] in FORMS or words[0].endswith(".py"))
     form, *words = words if named else [RELEASES, *words]
     if not 1 <= len(words) <= 2:
@@ -78,7 +80,8 @@ def asked(options: argparse.Namespace) -> tuple[str, Path, "Recipe"]:
         raise ConfigError(
             f"weights of {form} do not say which model they are of: name a recipe after {weights}"
         )
-    return form, weights, going_on(weights, changes)
+    home = weights if weights.is_dir() else weights.parent
+    return form, weights, going_on(home, changes)
 
 
 def place_of(name: str, form: str) -> Path:

@@ -30,13 +30,24 @@ class Routing(NamedTuple):
 class Choice(Protocol):
     """Who is chosen: a frozen value, and a pure function of the scores of one group of tokens.
 
-    A token has at most `choices` experts. `real` is False for padding, which is not routed.
-    `training` chooses the capacity. `uniforms` are numbers from 0 to 1 in the shape that `draws`
-    gives; without them nothing is left to chance.
+    A token has at most `choices` experts; where it is `alone` they do not depend on other tokens.
+    `real` is False for padding, which is not routed. `training` chooses the capacity. `uniforms`
+    are numbers from 0 to 1 in the shape that `draws` gives; without them nothing is left to chance.
+    A `corrected` choice takes `correction=`, a number for each expert, as well.
     """
 
     @property
     def choices(self) -> int: ...
+
+    @property
+    def alone(self) -> bool: ...
+
+    @property
+    def corrected(self) -> bool: ...
+
+    def check(self, experts: int) -> None:
+        """Raises ConfigError unless so many experts can be chosen from."""
+        ...
 
     def draws(self, tokens: int, experts: int) -> tuple[int, ...] | None: ...
 
@@ -71,6 +82,15 @@ def routed(
     nobody = jnp.where(kept, index.astype(jnp.int32), experts)
     told = jax.tree.map(jax.lax.stop_gradient, reports)
     return Routing(nobody, jnp.where(kept, weights, 0.0), loss, told)
+
+
+def check_enough(choice: Choice, experts: int) -> None:
+    """Raises ConfigError unless there are as many experts as a token has."""
+    if experts < choice.choices:
+        raise ConfigError(
+            f"{type(choice).__name__} gives each token {choice.choices} experts and there are"
+            f" {experts}: set experts to at least {choice.choices}, or choose by Top1()"
+        )
 
 
 def check_capacity(owner: Any, *names: str) -> None:

@@ -10,7 +10,14 @@ from jaxtyping import Array, Bool, Float
 
 from jscale.models.gates import balance
 from jscale.models.gates.capacity import Capacity, Even, within
-from jscale.models.gates.routing import Routing, check_capacity, finite, routed, slots
+from jscale.models.gates.routing import (
+    Routing,
+    check_capacity,
+    check_enough,
+    finite,
+    routed,
+    slots,
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,23 @@ class Top1:
         check_capacity(self, "training", "evaluation")
 
     @property
+    def alone(self) -> bool:
+        """A full expert takes no more tokens."""
+        return False
+
+    @property
+    def corrected(self) -> bool:
+        """Experts are chosen by their scores."""
+        return False
+
+    @property
     def choices(self) -> int:
         """One expert."""
         return 1
+
+    def check(self, experts: int) -> None:
+        """Raises ConfigError unless so many experts can be chosen from."""
+        check_enough(self, experts)
 
     def draws(self, tokens: int, experts: int) -> None:
         """Nothing is drawn."""

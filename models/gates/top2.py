@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float
 from jscale.errors import ConfigError, did_you_mean
 from jscale.models.gates import balance
 from jscale.models.gates.capacity import Capacity, Even, within
-from jscale.models.gates.routing import Routing, check_capacity, finite, routed, slots
+from jscale.models.gates.routing import (
+    Routing,
+    check_capacity,
+    check_enough,
+    finite,
+    routed,
+    slots,
+)
 from jscale.models.gates.second import ByWeight, Second
 
 MOMENTS = ("before", "after")
@@ -44,9 +51,23 @@ class Top2:
             )
 
     @property
+    def alone(self) -> bool:
+        """A full expert takes no more tokens."""
+        return False
+
+    @property
+    def corrected(self) -> bool:
+        """Experts are chosen by their scores."""
+        return False
+
+    @property
     def choices(self) -> int:
         """The first and the second."""
         return 2
+
+    def check(self, experts: int) -> None:
+        """Raises ConfigError unless so many experts can be chosen from."""
+        check_enough(self, experts)
 
     def draws(self, tokens: int, experts: int) -> tuple[int, ...] | None:
         """What the policy draws for one group."""

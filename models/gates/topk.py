@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jscale.errors import ConfigError, did_you_mean
 from jscale.models.gates import balance
-from jscale.models.gates.routing import Routing, finite, routed
+from jscale.models.gates.routing import Routing, check_enough, finite, routed
 
 WEIGHTS = ("softmax", "softmax_of_chosen", "sigmoid")
 TINY = 1e-20  # is added to what is divided by: sigmoids of all chosen may be 0
@@ -90,8 +90,14 @@ class TopK:
 
     def check(self, experts: int) -> None:
         """Raises ConfigError unless so many experts can be chosen from."""
+        check_enough(self, experts)
         if self.limit is not None:
             self.limit.check(experts, self.choices)
+
+    @property
+    def alone(self) -> bool:
+        """No expert is ever full."""
+        return True
 
     def draws(self, tokens: int, experts: int) -> None:
         """Nothing is drawn."""

@@ -4,15 +4,15 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from formats.drawn import drawn
 
 from jscale.errors import CheckpointError, ConfigError
 from jscale.formats.files import Files, write_files
 from jscale.formats.huggingface import config_of, files, table
 from jscale.mesh import MeshShape
-from jscale.models import DeepSeekV2, DeepSeekV3, GLM4MoE, Model
+from jscale.models import DeepSeekV2, DeepSeekV3, GLM4MoE
 from jscale.models.cards import CARDS
 from jscale.models.gates import Limit, TopK
 from jscale.models.latent import Latent
@@ -41,9 +41,7 @@ def say(folder, config=V3, **changes):
 
 def write(folder, config=V3, **changes):
     """A release of a config."""
-    draw = np.random.default_rng(0).standard_normal
-    params = jax.tree.map(lambda s: draw(s.shape, np.float32), Model(config).shapes)
-    write_files(table(config).write(params), say(folder, config, **changes))
+    write_files(table(config).write(drawn(config)), say(folder, config, **changes))
     return folder
 
 

@@ -3,14 +3,15 @@
 import json
 from dataclasses import replace
 
-import jax
+import numpy as np
 import pytest
+from formats.drawn import drawn
 
 from jscale.errors import CheckpointError, ConfigError
-from jscale.formats.files import write_files
+from jscale.formats.files import Files, write_files
 from jscale.formats.huggingface import config_of, files, table
 from jscale.mesh import MeshShape
-from jscale.models import BERT, Model, RoBERTa
+from jscale.models import BERT, RoBERTa
 from jscale.models.bert import Pooling
 from jscale.models.feed import Drop
 from jscale.models.transformer.head import Masked
@@ -20,14 +21,20 @@ SIZES = (32, 16, 2, 4, 24)
 ENCODER = BERT(*SIZES, head=None, pooler=True)
 
 
-def write(folder, config, **changes):
-    """A release of a config, with other words in its config.json."""
+def say(folder, config, **changes):
+    """What stands beside the weights of a release, with other words in its config.json."""
     for name, text in files(config, {"pad_token_id": 9}).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     said = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v != "gone"}))
-    arrays = table(config).lazily(Model(config).init(jax.random.key(0)))
+    return folder
+
+
+def write(folder, config, **changes):
+    """A release of a config, with other words in its config.json."""
+    say(folder, config, **changes)
+    arrays = table(config).lazily(drawn(config))
     write_files(arrays, folder, lambda lazy: lazy.fetch())
     return folder
 
@@ -46,7 +53,7 @@ def write(folder, config, **changes):
     ],
 )
 def test_what_is_told_is_read_again(tmp_path, config):
-    assert config_of(write(tmp_path, config)) == config
+    assert config_of(say(tmp_path, config)) == config
 
 
 @pytest.mark.parametrize(
@@ -63,7 +70,7 @@ def test_what_is_told_is_read_again(tmp_path, config):
 )
 def test_what_cannot_be_had_is_named(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        config_of(write(tmp_path, ENCODER, **changes))
+        config_of(say(tmp_path, ENCODER, **changes))
 
 
 @pytest.mark.parametrize(
@@ -73,24 +80,55 @@ def test_what_cannot_be_had_is_named(tmp_path, changes, message):
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "mean, first; jscale"),
         ({"pooling_mode": "lasttoken"}, "pooling_mode='lasttoken'; jscale has mean and cls"),
         ({}, "pools by nothing"),
+        (
+            {"pooling_mode": "mean", "word_embedding_dimension": 99},
+            "dimension=99; jscale has only 16",
+        ),
+        ({"pooling_mode": "mean", "include_prompt": False}, "include_prompt=False"),
+        ([1], "holds a list, not an object"),
     ],
 )
 def test_other_poolings_are_named(tmp_path, said, message):
-    folder = write(tmp_path, replace(ENCODER, pooling=Pooling("mean")))
+    folder = say(tmp_path, replace(ENCODER, pooling=Pooling("mean")))
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
     with pytest.raises(ConfigError, match=message):
         config_of(folder)
 
 
 def test_other_modules_are_named(tmp_path):
-    folder = write(tmp_path, replace(ENCODER, pooling=Pooling("mean")))
-    for name, message in (("Dense", "has a Dense; jscale has"), ("Normalize", "")):
-        modules = [{"type": f"sentence_transformers.models.{name}", "path": "1_Pooling"}]
+    folder = say(tmp_path, replace(ENCODER, pooling=Pooling("mean")))
+
+    def list_modules(*names):
+        modules = [
+            {"type": f"sentence_transformers.models.{n}", "path": "1_Pooling"} for n in names
+        ]
         (folder / "modules.json").write_text(json.dumps(modules))
-        if message:
-            with pytest.raises(ConfigError, match=message):
-                config_of(folder)
-    assert config_of(folder).pooling is None  # a length alone is no pooling
+
+    for names in (
+        ["Transformer", "Pooling", "Dense"],
+        ["Transformer", "Normalize", "Pooling"],
+        ["Transformer", "Pooling", "Pooling"],
+        ["Normalize"],
+    ):
+        list_modules(*names)
+        with pytest.raises(ConfigError, match=f"has {', '.join(names)}; jscale has Transformer or"):
+            config_of(folder)
+    list_modules("Transformer")
+    assert config_of(folder).pooling is None
+    for text in ('{"a": 1}', '["Pooling"]', '[{"path": ""}]'):
+        (folder / "modules.json").write_text(text)
+        with pytest.raises(ConfigError, match="is no list of modules with type and path"):
+            config_of(folder)
+
+
+def test_a_release_that_was_trained_to_tell_sentences_that_follow_is_read(tmp_path):
+    config = BERT(*SIZES, head=Masked())
+    write(tmp_path, config)
+    with Files(tmp_path) as files:
+        arrays = dict(files.items())
+    names = "cls.seq_relationship.weight", "cls.seq_relationship.bias", "bert.pooler.dense.bias"
+    write_files({**arrays, **dict.fromkeys(names, np.ones(2, "f4"))}, tmp_path)
+    assert from_pretrained(tmp_path, MeshShape()).model.config == config
 
 
 def test_weights_that_are_left_over_or_missing_are_named(tmp_path):

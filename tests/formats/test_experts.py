@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 import pytest
+from formats.drawn import drawn
 from run.tiny import tiny
 
 from jscale import train
@@ -39,11 +40,17 @@ OSS = GptOss(
 OLMOE = OLMoE(**SIZES, experts=Experts(3, TopK(2, normalise=False)))
 
 
-def write(folder, config=MIXTRAL, **changes):
-    """A release of a config, with other words in its config.json."""
+def say(folder, config=MIXTRAL, **changes):
+    """The config.json of a release, with other words in it."""
     said = json.loads(files(config, {})["config.json"]) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v != "gone"}))
-    arrays = table(config).lazily(Model(config).init(jax.random.key(0)))
+    return folder
+
+
+def write(folder, config=MIXTRAL, **changes):
+    """A release of a config, with other words in its config.json."""
+    say(folder, config, **changes)
+    arrays = table(config).lazily(drawn(config))
     write_files(arrays, folder, lambda lazy: lazy.fetch())
     return folder
 
@@ -77,7 +84,7 @@ def test_what_is_told_is_read_again(tmp_path, config):
     "config, changes, message",
     [
         (MIXTRAL, {"router_jitter_noise": 0.1}, "router_jitter_noise=0.1; jscale has only 0.0"),
-        (MIXTRAL, {"num_experts_per_tok": 4}, "experts is 3: set experts to at least 4"),
+        (MIXTRAL, {"num_experts_per_tok": 4}, "and there are 3: set experts to at least 4"),
         (MIXTRAL, {"num_local_experts": "gone"}, "does not say num_experts"),
         (MIXTRAL, {"num_experts": 4}, "num_experts=4; jscale has only 3"),
         (MIXTRAL, {"n_shared_experts": 1}, "n_shared_experts=1, which jscale does not know"),
@@ -101,7 +108,7 @@ def test_what_is_told_is_read_again(tmp_path, config):
 )
 def test_what_cannot_be_had_is_named(tmp_path, config, changes, message):
     with pytest.raises(ConfigError, match=message):
-        config_of(write(tmp_path, config, **changes))
+        config_of(say(tmp_path, config, **changes))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +139,7 @@ def test_a_release_with_other_experts_than_it_says_is_refused(tmp_path):
 
 
 def test_an_export_of_other_experts_than_the_config_has_is_refused():
-    params = Model(replace(MIXTRAL, experts=Experts(4))).init(jax.random.key(0))
+    params = drawn(replace(MIXTRAL, experts=Experts(4)))
     with pytest.raises(CheckpointError, match=r"has 4 of expert, and the release 3 of model\.lay"):
         table(MIXTRAL).write(params)
 

@@ -15,6 +15,9 @@ ARRAYS = {
 }
 
 
+LONG = "x" * 5000  # no file can have such a name
+
+
 @pytest.mark.parametrize("shard, files", [(1 << 20, 1), (24, 2), (1, 3)])
 def test_what_was_written_is_read(tmp_path, shard, files):
     names = write_files(ARRAYS, tmp_path, shard=shard)
@@ -23,6 +26,7 @@ def test_what_was_written_is_read(tmp_path, shard, files):
         assert set(found) == set(ARRAYS) and len(found) == 3 and "e" not in found
         for name, array in ARRAYS.items():
             np.testing.assert_array_equal(found[name], array)
+            assert found.shape(name) == array.shape
             assert found[name].dtype == array.dtype
 
 
@@ -39,6 +43,10 @@ def outside(folder):
         (lambda f: (f / INDEX).write_text("[1"), "is no index"),
         (lambda f: (f / INDEX).write_text("[]"), "is no index"),
         (lambda f: (f / INDEX).write_text('{"weight_map": {"a": "x"}}'), "names 'x'"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": 5}}'), "is no index"),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {"a": null, "b": "x"}}'), "is no index"),
+        (lambda f: (f / INDEX).write_text(f'{{"weight_map": {{"a": "{LONG}"}}}}'), "names 'x"),
+        (lambda f: (f / INDEX).write_bytes(b"\xff"), "is no index"),
         (outside, "names '../secret.safetensors', which is no file beside it"),
         (
             lambda f: (f / INDEX).write_text(json.dumps({"weight_map": {"a": ONE, "z": ONE}})),
@@ -53,3 +61,12 @@ def test_what_is_broken_is_named(tmp_path, harm, message):
     harm(folder)
     with pytest.raises(DataError, match=message):
         Files(folder)
+
+
+def test_who_may_read_the_folder_may_read_its_files(tmp_path):
+    for rights in (0o755, 0o700):
+        folder = tmp_path / f"{rights:o}"
+        folder.mkdir()
+        folder.chmod(rights)
+        write_files(ARRAYS, folder)
+        assert (folder / ONE).stat().st_mode & 0o777 == rights & 0o666

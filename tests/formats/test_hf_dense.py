@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from formats.drawn import drawn
 
 from jscale.errors import CheckpointError, ConfigError
 from jscale.formats.huggingface import config_of, files, table
@@ -85,7 +86,7 @@ def test_what_is_told_is_read_again(tmp_path, config):
 
 @pytest.mark.parametrize("config", [GEMMA3, PHI, SMALL, LLAMA])
 def test_weights_go_and_come_back(config):
-    params = Model(config).init(jax.random.key(0))
+    params = drawn(config)
     rows = table(config)
     theirs = rows.write(params)
     assert all(name.startswith(("model.", "transformer.", "lm_head.")) for name in theirs)
@@ -94,7 +95,7 @@ def test_weights_go_and_come_back(config):
 
 
 def test_fused_weights_of_other_sizes_are_named():
-    params, rows = Model(PHI).init(jax.random.key(0)), table(PHI)
+    params, rows = drawn(PHI), table(PHI)
     theirs = rows.write(params)
     name = "model.layers.1.self_attn.qkv_proj.weight"
     assert theirs[name].shape == (32, 16)
@@ -177,7 +178,7 @@ def test_what_is_not_said_is_what_transformers_takes(tmp_path, config, changes, 
             {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}},
             "says chunked_attention",
         ),
-        (QWEN, {"use_sliding_window": False}, "use_sliding_window=False, and layer_types name"),
+        (QWEN, {"use_sliding_window": False}, "does not say use_sliding_window and how large"),
         (OLMO, {"clip_qkv": 8.0}, "clip_qkv=8.0, which jscale does not know"),
         (PHI, {"resid_pdrop": 0.1}, "resid_pdrop=0.1; jscale has only 0.0"),
         (PHI, {"lm_head_bias": True}, "lm_head_bias=True"),

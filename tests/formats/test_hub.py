@@ -10,12 +10,12 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import jax
 import pytest
+from formats.drawn import drawn
 
 from jscale.formats.files import write_files
 from jscale.formats.huggingface import files, table
-from jscale.models import Llama, Model
+from jscale.models import Llama
 
 SMALL = Llama(vocab=32, dim=16, layers=2, heads=4, kv_heads=2, hidden=24)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -77,7 +77,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The surroundings of a process whose hub has `our/small`."""
     folder = tmp_path_factory.mktemp("small")
-    arrays = table(SMALL).lazily(Model(SMALL).init(jax.random.key(0)))
+    arrays = table(SMALL).lazily(drawn(SMALL))
     write_files(arrays, folder, lambda lazy: lazy.fetch(), shard=4000)
     (folder / "config.json").write_text(files(SMALL, {})["config.json"])
     (folder / CODE).write_text("raise SystemExit('code of a release was run')")

@@ -7,13 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from formats.drawn import drawn
 
 from jscale.errors import CheckpointError, ConfigError, DataError
 from jscale.formats import huggingface
 from jscale.formats.files import write_files
 from jscale.formats.huggingface import config_of, files, table
 from jscale.mesh import MeshShape
-from jscale.models import YOCO, Llama, Mistral, Model, Qwen2, Qwen3
+from jscale.models import YOCO, DeepSeekV3, Llama, Mistral, Qwen2, Qwen3
+from jscale.models.gates import Limit, TopK
+from jscale.models.latent import Latent
 from jscale.models.rope_scaling import (
     DynamicScaling,
     LinearScaling,
@@ -21,6 +24,7 @@ from jscale.models.rope_scaling import (
     LongRoPE,
     YaRN,
 )
+from jscale.models.sparse import Experts, Shared
 from jscale.pretrained import from_pretrained
 
 SIZES: Any = dict(vocab=32, dim=16, layers=2, heads=4, kv_heads=2, hidden=24)
@@ -34,11 +38,17 @@ SCALINGS = (
 )
 
 
-def write(folder, config=SMALL, **changes):
-    """A release of a config, with other words in its config.json."""
+def say(folder, config=SMALL, **changes):
+    """The config.json of a release, with other words in it."""
     said = json.loads(files(config, {})["config.json"]) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v != "gone"}))
-    arrays = table(config).lazily(Model(config).init(jax.random.key(0)))
+    return folder
+
+
+def write(folder, config=SMALL, **changes):
+    """A release of a config, with other words in its config.json."""
+    say(folder, config, **changes)
+    arrays = table(config).lazily(drawn(config))
     write_files(arrays, folder, lambda lazy: lazy.fetch())
     return folder
 
@@ -64,6 +74,39 @@ def test_what_is_told_is_read_again(tmp_path, config):
 
 
 @pytest.mark.parametrize(
+    "config, changes",
+    [
+        (SMALL, {"is_llama_config": True, "rope_interleaved": False, "pretraining_tp": 2}),
+        (SMALL, {"quantization_config": None, "tokenizer_class": "T", "max_length": 20}),
+        (Qwen2(**SIZES), {"use_mrope": False, "sliding_window": 32768, "max_window_layers": 1}),
+        (Qwen2(**SIZES), {"use_sliding_window": True, "sliding_window": None}),
+        (Mistral(**SIZES, window=4096), {"sliding_window": "gone"}),
+        (Mistral(**SIZES), {"sliding_window": None}),
+    ],
+)
+def test_what_releases_say_besides_changes_nothing(tmp_path, config, changes):
+    assert replace(config_of(say(tmp_path, config, **changes)), head=None) == config
+
+
+def test_what_deepseek_v3_leaves_unsaid_is_what_transformers_takes(tmp_path):
+    config = DeepSeekV3(
+        **{k: v for k, v in SIZES.items() if k != "kv_heads"} | dict(layers=4),
+        experts=Experts(
+            16,
+            TopK(2, "sigmoid", True, 2.5, corrected=True, limit=Limit(8, 4)),
+            12,
+            Shared(12),
+        ),
+        latent=Latent(kv=8, q=8, plain=4, rotated=4, value=4),
+        dense=3,
+    )
+    unsaid = ("routed_scaling_factor", "n_group", "topk_group", "first_k_dense_replace")
+    assert config_of(say(tmp_path, config, **dict.fromkeys(unsaid, "gone"))) == config
+    found = config_of(say(tmp_path, config, norm_topk_prob=None, rope_interleave=None))
+    assert not found.experts.choice.normalise and not found.latent.pairs
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         (
@@ -83,18 +126,46 @@ def test_what_is_told_is_read_again(tmp_path, config):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "wants code of the release to be run"),
         ({"num_attention_heads": 3}, "must be a multiple of"),
+        ({"hidden_size": "32"}, "LlamaForCausalLM cannot have"),
+        ({"num_hidden_layers": 2.0}, r"(?s)layers.*2\.0"),
+        ({"attention_bias": "false"}, r"(?s)biases.*false"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small'; a number above 0 is wanted"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0; a number above 0"),
+        ({"rope_theta": -5.0}, "rope_theta=-5.0; a number above 0"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'; an object is wanted"),
+        ({"rope_scaling": {"rope_type": ["linear"]}}, r"no rope_type \['linear'\]"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "two"}}, "factor='two'; a number"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": 1.0, "long_factor": [1]}},
+            "has a value that a LlamaForCausalLM cannot have",
+        ),
+        (
+            {
+                "rope_scaling": {"rope_type": "linear", "factor": 3},
+                "rope_parameters": {"rope_type": "linear", "factor": 2},
+            },
+            "says rope_scaling=.* and rope_parameters=.*: keep one",
+        ),
+        ({"architectures": "LlamaForCausalLM"}, "a list of names is wanted"),
+        ({"architectures": [3]}, "a list of names is wanted"),
     ],
 )
 def test_what_cannot_be_had_is_named(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        config_of(write(tmp_path, **changes))
+        config_of(say(tmp_path, **changes))
 
 
 def test_files_that_are_no_release(tmp_path):
     with pytest.raises(DataError, match=r"cannot read .*config.json"):
         config_of(tmp_path)
-    for text, message in (("[", "is no JSON"), ("[]", "holds a list, not an object")):
-        (tmp_path / "config.json").write_text(text)
+    for text, message in (
+        (b"[", "is no JSON"),
+        (b"[" * 100_000, "is no JSON"),
+        (b'{"a": "\xff"}', "is no JSON"),
+        (b'{"rms_norm_eps": NaN}', "it says NaN"),
+        (b"[]", "holds a list, not an object"),
+    ):
+        (tmp_path / "config.json").write_bytes(text)
         with pytest.raises(ConfigError, match=message):
             config_of(tmp_path)
     with pytest.raises(DataError, match="there is no folder .*nowhere"):
@@ -121,7 +192,7 @@ def test_weights_are_split_over_all_devices_where_no_mesh_is_named(tmp_path):
     found = from_pretrained(write(tmp_path), compute="bfloat16", store="bfloat16")
     assert found.layout.mesh.shape["fsdp"] == 8 and found.tokenizer is None
     assert {str(w.dtype) for w in jax.tree.leaves(found.params)} == {"bfloat16"}
-    wanted = Model(SMALL).init(jax.random.key(0))
+    wanted = drawn(SMALL)
     for a, b in zip(*map(jax.tree.leaves, (found.params, wanted)), strict=True):
         np.testing.assert_array_equal(a, b.astype("bfloat16"))
 

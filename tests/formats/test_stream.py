@@ -10,7 +10,7 @@ import pytest
 
 from jscale.errors import CheckpointError
 from jscale.formats.files import Files, write_files
-from jscale.formats.stream import AHEAD, stream
+from jscale.formats.stream import AHEAD, FLOATS, stream
 from jscale.formats.table import Pair, Table
 from jscale.mesh import Axes, Layout, make_mesh
 
@@ -86,6 +86,9 @@ class Watched(dict):
     def shape(self, name):
         return self[name].shape
 
+    def dtype(self, name):
+        return {"float32": "F32", "bfloat16": "BF16"}.get(str(self[name].dtype), "I8")
+
     def part(self, name, box):
         array = np.array(self[name][box])
         self.held += 1
@@ -123,3 +126,17 @@ def test_nothing_is_read_where_one_does_not_fit():
     with pytest.raises(CheckpointError, match=rf"layers.{LAYERS - 1}.q \(12, 7\) makes blocks/q"):
         stream(TABLE, watched, SHAPES, where())
     assert watched.most == 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "bool", "complex64"])
+def test_what_holds_no_weights_is_not_taken_for_them(tmp_path, dtype):
+    arrays = release()
+    arrays["layers.3.q"] = np.ones((12, 8), dtype)
+    watched = Watched(arrays)
+    with pytest.raises(CheckpointError, match="layers.3.q holds I8: .* was the release quantised"):
+        stream(TABLE, watched, SHAPES, where())
+    assert watched.most == 0
+    if dtype != "complex64":  # which that format does not have
+        write_files({"q": np.ones((12, 8), dtype)}, tmp_path)
+        with Files(tmp_path) as files:
+            assert files.dtype("q") not in FLOATS

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from formats.drawn import drawn
 
 from jscale.errors import CheckpointError, ConfigError
 from jscale.formats.files import write_files
@@ -86,7 +87,7 @@ def test_what_cannot_be_had_is_named(tmp_path, config, changes, message):
 
 
 def test_weights_that_are_left_over_or_missing_are_named(tmp_path):
-    arrays = table(LLAVA).lazily(Model(LLAVA).init(jax.random.key(0)))
+    arrays = table(LLAVA).lazily(drawn(LLAVA))
     write_files(arrays, tmp_path, lambda lazy: lazy.fetch())
     write(tmp_path, LLAVA, vision_config__num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"lacks vision_tower.encoder.layers.2"):
@@ -97,7 +98,7 @@ def test_weights_that_are_left_over_or_missing_are_named(tmp_path):
 
 
 def test_the_names_of_older_releases_are_read_too():
-    params = Model(LLAVA).init(jax.random.key(0))
+    params = drawn(LLAVA)
     old = lambda name: name.replace("vision_tower.", "vision_tower.vision_model.")
     theirs = {old(name): array for name, array in table(LLAVA).write(params).items()}
     found = table(LLAVA).read(theirs, Model(LLAVA).shapes)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jscale.config.annotations import check
 from jscale.errors import ConfigError, did_you_mean
 from jscale.formats.huggingface import (
     deepseek,
@@ -47,6 +48,9 @@ FAMILIES: tuple[Family, ...] = (
     *llava.FAMILIES,
 )
 
+# What a value of a kind that nobody expects makes of the reading of a config.json.
+WRONG = TypeError, ValueError, AttributeError, ArithmeticError, LookupError, StopIteration
+
 
 def config_of(folder: str | Path) -> Any:
     """The config of ours that a release's config.json describes.
@@ -56,7 +60,17 @@ def config_of(folder: str | Path) -> Any:
         ConfigError: the architecture is unknown, or one of its options is.
     """
     keys = keys_of(Path(folder).expanduser())
-    config = _named(keys).read(keys)
+    family = _named(keys)
+    try:
+        config = family.read(keys)
+        check(config)
+    except ConfigError as error:
+        here = "" if keys.where in str(error) else f"{keys.where}: "
+        raise ConfigError(f"{here}{error}") from error
+    except WRONG as error:
+        raise ConfigError(
+            f"{keys.where} has a value that a {family.architecture} cannot have: {error}"
+        ) from error
     keys.end()
     return config
 
@@ -64,6 +78,8 @@ def config_of(folder: str | Path) -> Any:
 def _named(keys: Keys) -> Family:
     known = {family.architecture: family for family in FAMILIES}
     names = keys.values.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{keys.where} says architectures={names!r}; a list of names is wanted")
     for name in names:
         if name in known:
             return known[name]

@@ -42,6 +42,12 @@ DEPTH: Rows = {
     "join": ("eh_proj.weight", MATRIX),
     "norm/scale": ("shared_head.norm.weight", None),
 }
+V3_DEFAULTS = dict(  # what transformers takes where nothing is said
+    routed_scaling_factor=2.5,
+    n_group=8,
+    topk_group=4,
+    first_k_dense_replace=3,
+)
 
 
 def table(config: Any, block: Rows = BLOCK) -> Table:
@@ -121,7 +127,7 @@ def corrected(keys: Keys) -> TopK:
     return TopK(
         keys.take("num_experts_per_tok"),
         "sigmoid",
-        keys.take("norm_topk_prob", True),
+        keys.flag("norm_topk_prob", True),
         float(keys.take("routed_scaling_factor", 1.0)),
         corrected=True,
         limit=Limit(groups, kept, best=2) if groups > 1 else None,
@@ -172,7 +178,7 @@ def _sizes(keys: Keys, choice: TopK) -> dict[str, Any]:
         latent=_latent(keys),
         dense=min(keys.take("first_k_dense_replace", 0), layers),
         rope=turn.base,
-        eps=float(keys.take("rms_norm_eps", 1e-6)),
+        eps=keys.positive("rms_norm_eps", 1e-6),
         tied=keys.take("tie_word_embeddings", False),
         scaling=turn.scaling,
         sharpened=float(scaled.get("mscale_all_dim") or 0.0),
@@ -187,7 +193,7 @@ def _latent(keys: Keys) -> Latent:
         keys.take("qk_nope_head_dim"),
         keys.take("qk_rope_head_dim"),
         keys.take("v_head_dim"),
-        keys.take("rope_interleave", True),
+        keys.flag("rope_interleave", True),
         keys.take("attention_bias", False),
     )
     keys.must("head_dim", latent.rotated)  # of what is rotated, to transformers
@@ -245,6 +251,8 @@ def _tell_v2(c: DeepSeekV2) -> dict[str, Any]:
 
 
 def _v3(keys: Keys) -> DeepSeekV3:
+    for name, value in V3_DEFAULTS.items():
+        keys.values.setdefault(name, value)
     sizes = _sizes(keys, corrected(keys))
     return DeepSeekV3(**sizes, ahead=keys.take("num_nextn_predict_layers", 0))
 

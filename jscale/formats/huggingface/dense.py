@@ -88,7 +88,7 @@ def sizes_of(keys: Keys, activation: str = "silu") -> dict[str, Any]:
         hidden=keys.take("intermediate_size"),
         head=None if head is not None and head * heads == dim else head,
         rope=turn.base,
-        eps=float(keys.take("rms_norm_eps", 1e-6)),
+        eps=keys.positive("rms_norm_eps", 1e-6),
         tied=keys.take("tie_word_embeddings", False),
         scaling=turn.scaling,
         longest=turn.longest,
@@ -115,7 +115,10 @@ def told_of(c: Sized, activation: str = "silu") -> dict[str, Any]:
 
 def _llama(keys: Keys) -> Llama:
     keys.must("mlp_bias", False)
-    keys.take("pretraining_tp", 1)  # how a product is cut in pieces, not what it is
+    keys.must("rope_interleaved", False)
+    # How a product is cut in pieces, not what it is; and in some releases that it is a Llama.
+    for name in ("pretraining_tp", "is_llama_config"):
+        keys.take(name, None)
     return Llama(**sizes_of(keys), biases=keys.take("attention_bias", False))
 
 
@@ -124,6 +127,7 @@ def _tell_llama(c: Llama) -> dict[str, Any]:
 
 
 def _mistral(keys: Keys) -> Mistral:
+    keys.values.setdefault("sliding_window", 4096)  # what transformers takes; null is none
     return Mistral(**sizes_of(keys), window=keys.take("sliding_window", None))
 
 
@@ -137,15 +141,16 @@ def windows_of(keys: Keys, layers: int) -> Windows | None:
     Raises:
         ConfigError: some are to see one, and it is not said that there are any.
     """
-    some = keys.take("use_sliding_window", False)
-    window, first = keys.take("sliding_window", 4096), keys.take("max_window_layers", 28)
+    window, first = keys.values.pop("sliding_window", 4096), keys.take("max_window_layers", 28)
+    some = keys.take("use_sliding_window", False) and window is not None
     usual = tuple("local" if some and i >= first else "global" for i in range(layers))
     kinds = kinds_of(keys, usual)
     if "local" not in kinds:
         return None
-    if not some:
+    if not some or window is None:
         raise ConfigError(
-            f"{keys.where} says use_sliding_window=False, and layer_types name sliding_attention"
+            f"{keys.where} does not say use_sliding_window and how large it is, and layer_types"
+            " name sliding_attention"
         )
     return Windows(window, turns_of(kinds))
 
@@ -172,6 +177,7 @@ def windows_told(c: Any) -> dict[str, Any]:
 
 
 def _qwen2(keys: Keys) -> Qwen2:
+    keys.must("use_mrope", False)
     sizes = sizes_of(keys)
     return Qwen2(**sizes, windows=windows_of(keys, sizes["layers"]))
 

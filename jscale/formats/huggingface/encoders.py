@@ -86,7 +86,9 @@ def table(c: BERT) -> Table:
     if c.head is not None:
         pairs += [Pair(ours, *theirs) for ours, theirs in HEADS[begin].items()]
     again = tuple(Pair(*names) for names in AGAIN.get(begin, {}).items())
-    return Table(tuple(pairs), (r".*embeddings\.position_ids",), again)
+    # What was trained beside the head, and what it was fed by: transformers reads neither with it.
+    beside = (r"cls\.seq_relationship\..*", r"bert\.pooler\..*") if begin == "bert." else ()
+    return Table(tuple(pairs), (r".*embeddings\.position_ids", *beside), again)
 
 
 def read(keys: Keys, kind: type[BERT], scores: bool) -> BERT:
@@ -101,6 +103,7 @@ def read(keys: Keys, kind: type[BERT], scores: bool) -> BERT:
     keys.must("tie_word_embeddings", True)
     for name in ("gradient_checkpointing", "classifier_dropout"):  # neither is of these networks
         keys.take(name, None)
+    pooled = None if scores else pooling(keys)
     activates, rows = activation(keys), keys.take("max_position_embeddings", 512)
     padding = keys.take("pad_token_id", 1) if kind is RoBERTa else -1
     # RoBERTa's head has an activation of its own, whatever the blocks have.
@@ -115,14 +118,14 @@ def read(keys: Keys, kind: type[BERT], scores: bool) -> BERT:
         longest=rows - padding - 1,
         types=keys.take("type_vocab_size", 2),
         activation=activates,
-        eps=float(keys.take("layer_norm_eps", 1e-12)),
+        eps=keys.positive("layer_norm_eps", 1e-12),
         drop=Drop(
             units=float(keys.take("hidden_dropout_prob", 0.1)),
             attention=float(keys.take("attention_probs_dropout_prob", 0.1)),
         ),
         head=head,
         pooler=not scores,
-        pooling=None if scores else pooling(keys),
+        pooling=pooled,
         **more,
     )
 

@@ -68,7 +68,7 @@ def _gpt2(keys: Keys) -> GPT2:
         hidden=keys.take("n_inner", None),
         longest=longest,
         activation=activation(keys, "activation_function", "gelu_new"),
-        eps=float(keys.take("layer_norm_epsilon", 1e-5)),
+        eps=keys.positive("layer_norm_epsilon", 1e-5),
         tied=keys.take("tie_word_embeddings", True),
         drop=_drop(keys),
     )

@@ -1,6 +1,7 @@
 """A release's config.json, read so that nothing in it is passed over."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from jscale.errors import ConfigError
 # What says nothing of the network's mathematics: bookkeeping, first weights, how text is written.
 HARMLESS = frozenset(
     """_attn_implementation _name_or_path architectures attn_implementation bos_token_id
-    chunk_size_feed_forward dtype eos_token_id id2label initializer_range is_encoder_decoder
-    label2id model_type num_labels output_attentions output_hidden_states pad_token_id
-    problem_type return_dict torch_dtype torchscript transformers_version use_cache
+    chunk_size_feed_forward do_sample dtype eos_token_id finetuning_task id2label initializer_range
+    is_encoder_decoder label2id max_length min_length model_type num_labels output_attentions
+    output_hidden_states pad_token_id problem_type repetition_penalty return_dict
+    task_specific_params temperature tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config transformers_version unsloth_fixed unsloth_version use_cache
     """.split()
 )
 MISSING = object()
@@ -41,6 +44,25 @@ class Keys:
             raise ConfigError(f"{self.where} does not say {name}")
         return default if value is None else value
 
+    def flag(self, name: str, default: bool) -> bool:
+        """Whether a key says so, which null does not; `default` where it is missing."""
+        return bool(self.values.pop(name, default))
+
+    def positive(self, name: str, default: Any = MISSING) -> float:
+        """The number above 0 of a key, or `default` where it is missing or null."""
+        value = self.take(name, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise ConfigError(f"{self.where} says {name}={value!r}; a number above 0 is wanted")
+        return float(value)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """The object of a key, empty where it is missing or null."""
+        value = self.take(name, {})
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self.where} says {name}={value!r}; an object is wanted")
+        return dict(value)
+
     def must(self, name: str, *allowed: Any) -> Any:
         """The value of a key, which can only be one of these; the first where it is missing."""
         value = self.take(name, allowed[0])
@@ -51,6 +73,8 @@ class Keys:
 
     def end(self) -> None:
         """Nothing may be left that could matter."""
+        if self.values.get("quantization_config", MISSING) is None:  # is said of what has none
+            del self.values["quantization_config"]
         left = sorted(set(self.values) - HARMLESS)
         if left:
             name = left[0]
@@ -68,12 +92,7 @@ def keys_of(folder: Path) -> Keys:
         ConfigError: it is no object, or wants code of the release to be run.
     """
     path = folder / "config.json"
-    with reading(path):
-        text = path.read_text()
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+    values = json_of(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not an object")
     if "auto_map" in values:
@@ -82,6 +101,26 @@ def keys_of(folder: Path) -> Keys:
             " architecture is one that transformers has itself, take that key out"
         )
     return Keys(values, str(path), folder)
+
+
+def json_of(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it cannot be read.
+        ConfigError: it is no JSON.
+    """
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+
+
+def _refuse(constant: str) -> None:
+    """NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"it says {constant}")
 
 
 # Activations as releases name them, first the name that is written.

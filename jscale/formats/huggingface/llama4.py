@@ -82,7 +82,9 @@ def _llama4(keys: Keys) -> Llama4:
 
 def _feeds(keys: Keys, layers: int) -> tuple[str, ...]:
     step = keys.take("interleave_moe_layer_step", 1)
-    sparse = set(keys.take("moe_layers", range(step - 1, layers, step)))
+    sparse = {*keys.take("moe_layers", range(step - 1, layers, step))}
+    if wrong := sparse - {*range(layers)}:
+        raise ConfigError(f"{keys.where}: moe_layers name {min(wrong)}, of {layers} layers from 0")
     return turns_of(tuple("sparse" if i in sparse else "dense" for i in range(layers)))
 
 

@@ -142,7 +142,7 @@ def _tower(keys: Keys) -> CLIPTower:
         hidden=keys.take("intermediate_size", 3072),
         patches=patches(keys, 224, 32),
         activation=activation(keys, default="quick_gelu"),
-        eps=float(keys.take("layer_norm_eps", 1e-5)),
+        eps=keys.positive("layer_norm_eps", 1e-5),
     )
 
 

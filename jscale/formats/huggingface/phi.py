@@ -7,7 +7,7 @@ from jscale.formats.huggingface.dense import BLOCK, IN, MATRIX, Rows, sizes_of, 
 from jscale.formats.huggingface.family import Family
 from jscale.formats.huggingface.fused import fused, in_turn
 from jscale.formats.huggingface.keys import Keys
-from jscale.formats.huggingface.rotary import ORIGINAL, told_turned
+from jscale.formats.huggingface.rotary import ORIGINAL, said_of, told_turned
 from jscale.formats.table import Table
 from jscale.models.phi import Phi3
 from jscale.models.rope_scaling import LongRoPE
@@ -49,7 +49,7 @@ def _rotation(keys: Keys) -> float:
     """
     original = keys.take(ORIGINAL, 4096)
     share = keys.take("partial_rotary_factor", 1.0)
-    said = {**keys.take("rope_scaling", {}), **keys.take("rope_parameters", {})}
+    said = said_of(keys)
     share = said.pop("partial_rotary_factor", share)
     kind = said.pop("rope_type", said.pop("type", "default"))
     if kind not in ("default", "longrope", "su", "yarn"):

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jscale.data.source import reading
 from jscale.errors import ConfigError
-from jscale.formats.huggingface.keys import Keys
+from jscale.formats.huggingface.keys import Keys, json_of
 from jscale.models.bert import BERT, Pooling
 
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 NAMES = {"mean": "mean", "cls": "first"}  # as later versions say it
+ORDERS = ("Transformer",), ("Transformer", "Pooling"), ("Transformer", "Pooling", "Normalize")
 WIDTH = ("word_embedding_dimension", "embedding_dimension")  # follows from config.json
 
 
@@ -24,25 +24,29 @@ def pooling(keys: Keys) -> Pooling | None:
     where = None if keys.folder is None else keys.folder / "modules.json"
     if where is None or not where.exists():
         return None
-    way, unit = None, False
-    for module in _json(where):
-        kind = str(module["type"]).rsplit(".", 1)[-1]
-        if kind == "Pooling":
-            folder = Path(module["path"]).name  # beside modules.json, whatever it says
-            way = _way(Keys(_json(where.parent / folder / "config.json"), f"{folder}/config.json"))
-        elif kind == "Normalize":
-            unit = True
-        elif kind != "Transformer":
-            raise ConfigError(
-                f"{where} has a {kind}; jscale has Transformer, Pooling and Normalize alone"
-            )
-    return None if way is None else Pooling(way, unit)
+    try:
+        modules = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json_of(where)]
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"{where} is no list of modules with type and path: {error!r}") from error
+    kinds = tuple(kind for kind, _ in modules)
+    if kinds not in ORDERS:
+        can = " or ".join(", ".join(order) for order in ORDERS)
+        raise ConfigError(f"{where} has {', '.join(kinds) or 'nothing'}; jscale has {can}")
+    if "Pooling" not in kinds:
+        return None
+    folder = Path(dict(modules)["Pooling"]).name  # beside modules.json, whatever it says
+    said = json_of(where.parent / folder / "config.json")
+    if not isinstance(said, dict):
+        raise ConfigError(f"{folder}/config.json holds a {type(said).__name__}, not an object")
+    way = _way(Keys(said, f"{folder}/config.json"), keys.values.get("hidden_size"))
+    return Pooling(way, "Normalize" in kinds)
 
 
-def _way(keys: Keys) -> str:
-    """The one way in which tokens are brought together."""
-    for name in (*WIDTH, "include_prompt"):
-        keys.take(name, None)
+def _way(keys: Keys, dim: Any) -> str:
+    """The one way in which tokens, of `dim` numbers each, are brought together."""
+    keys.must("include_prompt", True)
+    for name in WIDTH:
+        keys.must(name, dim)
     ways = [way for mode, way in MODES.items() if keys.take(mode, False)]
     mode = keys.take("pooling_mode", None)
     if mode is not None:
@@ -56,15 +60,6 @@ def _way(keys: Keys) -> str:
             f" way, {' or '.join(MODES)}"
         )
     return ways[0]
-
-
-def _json(path: Path) -> Any:
-    with reading(path):
-        text = path.read_text()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
 
 
 def pooling_files(c: BERT) -> dict[str, str]:

@@ -19,11 +19,11 @@ def _dense(keys: Keys) -> tuple[int, ...]:
     Raises:
         ConfigError: there is such a step that is none.
     """
-    layers, step = keys.values.get("num_hidden_layers", 0), keys.take("decoder_sparse_step", 1)
+    layers, step = keys.values.get("num_hidden_layers") or 0, keys.take("decoder_sparse_step", 1)
     if step < 1:
         raise ConfigError(f"{keys.where} says decoder_sparse_step={step}: it must be at least 1")
-    named = set(keys.take("mlp_only_layers", ()))
-    return tuple(i for i in range(layers) if i in named or (i + 1) % step)
+    named = {*keys.take("mlp_only_layers", ())}
+    return tuple(sorted(named | {i for i in range(layers) if (i + 1) % step}))
 
 
 def _qwen3_moe(keys: Keys) -> Qwen3MoE:

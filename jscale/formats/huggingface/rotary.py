@@ -33,20 +33,34 @@ def rotation(keys: Keys, default: float = 10_000.0) -> RopeKeys:
     Raises:
         ConfigError: an unknown kind of scaling, or a key that it lacks or does not know.
     """
-    said = dict(keys.take("rope_parameters", {}))
-    said = {**dict(keys.take("rope_scaling", {})), **said}
-    base = keys.take("rope_theta", default)
+    base = keys.positive("rope_theta", default)
     longest = keys.take("max_position_embeddings")
-    parameters = Keys(said, f"{keys.where}: rope_parameters")
-    base = float(parameters.take("rope_theta", base))
+    parameters = Keys(said_of(keys), f"{keys.where}: rope_parameters")
+    base = parameters.positive("rope_theta", base)
     parameters.must("partial_rotary_factor", 1.0)
     older = parameters.take("type", "default")
     kind = parameters.take("rope_type", older)
-    if kind not in KINDS:
-        raise ConfigError(f"{keys.where}: no rope_type {kind!r}; {did_you_mean(kind, KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        hint = did_you_mean(str(kind), KINDS)
+        raise ConfigError(f"{keys.where}: no rope_type {kind!r}; {hint}")
     scaling = KINDS[kind](parameters, longest)
     parameters.end()
     return RopeKeys(base, scaling, longest)
+
+
+def said_of(keys: Keys) -> dict[str, Any]:
+    """What a config.json says of rotation under its new name or its old one.
+
+    Raises:
+        ConfigError: it says two things, of which `transformers` would take the old one alone.
+    """
+    new, old = keys.part("rope_parameters"), keys.part("rope_scaling")
+    if new and old and new != old:
+        raise ConfigError(
+            f"{keys.where} says rope_scaling={old!r} and rope_parameters={new!r}: keep one of them,"
+            " with all that is to hold"
+        )
+    return new or old
 
 
 def turned_of(keys: Keys, usual: float, head: int) -> int | None:
@@ -55,7 +69,7 @@ def turned_of(keys: Keys, usual: float, head: int) -> int | None:
     The rest is left for `rotation`.
     """
     share = keys.take("partial_rotary_factor", usual)
-    said = dict(keys.take("rope_parameters", {}))
+    said = said_of(keys)
     share = said.pop("partial_rotary_factor", share)
     if said:
         keys.values["rope_parameters"] = said
@@ -70,14 +84,14 @@ def told_turned(turned: int, head: int) -> dict[str, Any]:
 
 
 def _llama3(keys: Keys, longest: int) -> RopeScaling:
-    low, high = (float(keys.take(f"{name}_freq_factor")) for name in ("low", "high"))
-    return Llama3Scaling(float(keys.take("factor")), keys.take(ORIGINAL, longest), low, high)
+    low, high = (keys.positive(f"{name}_freq_factor") for name in ("low", "high"))
+    return Llama3Scaling(keys.positive("factor"), keys.take(ORIGINAL, longest), low, high)
 
 
 def _yarn(keys: Keys, longest: int) -> RopeScaling:
     original = keys.take(ORIGINAL, longest)
-    factor = float(keys.take("factor", longest / original))
-    fast, slow = float(keys.take("beta_fast", 32)), float(keys.take("beta_slow", 1))
+    factor = keys.positive("factor", longest / original)
+    fast, slow = keys.positive("beta_fast", 32), keys.positive("beta_slow", 1)
     attention = keys.take("attention_factor", None)
     over, under = keys.take("mscale", None), keys.take("mscale_all_dim", None)
     if attention is None and over and under:
@@ -90,15 +104,15 @@ def _yarn(keys: Keys, longest: int) -> RopeScaling:
 def _longrope(keys: Keys, longest: int) -> RopeScaling:
     short, long = (tuple(map(float, keys.take(f"{name}_factor"))) for name in ("short", "long"))
     original = keys.take(ORIGINAL, longest)
-    factor = keys.take("factor", longest / original)
+    factor = keys.positive("factor", longest / original)
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRoPE(short, long, original, float(keys.take("attention_factor", grown)))
 
 
 KINDS: dict[str, Callable[[Keys, int], RopeScaling | None]] = {
     "default": lambda keys, longest: None,
-    "linear": lambda keys, longest: LinearScaling(float(keys.take("factor"))),
-    "dynamic": lambda keys, longest: DynamicScaling(float(keys.take("factor")), longest),
+    "linear": lambda keys, longest: LinearScaling(keys.positive("factor")),
+    "dynamic": lambda keys, longest: DynamicScaling(keys.positive("factor"), longest),
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,

@@ -105,7 +105,7 @@ def _read(keys: Keys, classes: bool) -> ViT:
         patches=patches(keys, 224, 16),
         classes=count if classes else None,
         activation=activation(keys),
-        eps=float(keys.take("layer_norm_eps", 1e-12)),
+        eps=keys.positive("layer_norm_eps", 1e-12),
         drop=Drop(
             units=float(keys.take("hidden_dropout_prob", 0.0)),
             attention=float(keys.take("attention_probs_dropout_prob", 0.0)),
