@@ -38,14 +38,14 @@ SCALINGS = (
 )
 
 
-def say(folder, config=SMALL, **changes):
+def say(folder, config: Any = SMALL, **changes):
     """The config.json of a release, with other words in it."""
     said = json.loads(files(config, {})["config.json"]) | changes
     (folder / "config.json").write_text(json.dumps({k: v for k, v in said.items() if v != "gone"}))
     return folder
 
 
-def write(folder, config=SMALL, **changes):
+def write(folder, config: Any = SMALL, **changes):
     """A release of a config, with other words in its config.json."""
     say(folder, config, **changes)
     arrays = table(config).lazily(drawn(config))
