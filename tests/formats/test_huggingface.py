@@ -90,7 +90,7 @@ def test_what_releases_say_besides_changes_nothing(tmp_path, config, changes):
 
 def test_what_deepseek_v3_leaves_unsaid_is_what_transformers_takes(tmp_path):
     config = DeepSeekV3(
-        **{k: v for k, v in SIZES.items() if k != "kv_heads"} | dict(layers=4),
+        *(32, 16, 4, 4, 24),
         experts=Experts(
             16,
             TopK(2, "sigmoid", True, 2.5, corrected=True, limit=Limit(8, 4)),
