@@ -41,7 +41,9 @@ def pytest_report_header() -> str:
 # Programs of these rooms' tests run for moments, and compiling them well costs more than it saves:
 # where ./test runs all, XLA optimises little there. Otherwise they are compiled as users' are.
 QUICK = os.environ.get("JSCALE_TESTS_QUICK") == "1"
-QUICK_ROOMS = frozenset("data docs evaluation formats models parity processes run train".split())
+QUICK_ROOMS = frozenset(
+    "data docs evaluation formats models pallas_kernels parity processes run train".split()
+)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
