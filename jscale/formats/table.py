@@ -7,7 +7,7 @@ release lacks, and one of ours that no row fills are errors.
 import itertools
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,11 +55,9 @@ class Pair:
         each = itertools.product(*self.over.values())
         return [self.theirs.format(**dict(zip(self.over, at, strict=True))) for at in each]
 
-    def beginning(self, begin: str, old: str) -> "Pair":
-        """The row whose names begin with `old`, where they begin with `begin`."""
-        if not self.theirs.startswith(begin):
-            return self
-        return replace(self, theirs=old + self.theirs.removeprefix(begin))
+    def called(self, old: str, new: str) -> "Pair":
+        """The row whose names have `old` where they have `new`."""
+        return replace(self, theirs=self.theirs.replace(new, old, 1))
 
     def check(self, shape: Callable[[str], tuple[int, ...]], wanted: jax.ShapeDtypeStruct) -> None:
         """See that arrays of these shapes, by name, make what is wanted.
@@ -123,9 +121,10 @@ class Pair:
 class Table:
     """All rows between a model and a release, and what of the release is known to be no weight.
 
-    `ignored` are regular expressions of whole names: buffers that our code computes itself.
+    `ignored` are regular expressions of whole names: buffers that our code computes itself, and
+    weights of what the network does not have.
     `again` are rows of what a release may hold once more: it must be the same, and is not written.
-    `older` tells of beginnings of names those that older releases have in their place.
+    `older` tells of parts of names those that older releases have in their place.
     `root` begins all names; a release whose names all lack it is read too.
     """
 
@@ -157,9 +156,9 @@ class Table:
             CheckpointError: a weight of either is missing or left over.
         """
         pairs = [*self.pairs, *(pair for pair in self.again if pair.theirs in names)]
-        for begin, old in self.older.items():
-            if any(name.startswith(old) for name in names):
-                pairs = [pair.beginning(begin, old) for pair in pairs]
+        for new, old in self.older.items():
+            if any(old in name for name in names):
+                pairs = [pair.called(old, new) for pair in pairs]
         if self.root and not any(name.startswith(self.root) for name in names):
             bare = lambda pair: replace(pair, theirs=pair.theirs.removeprefix(self.root))
             pairs = [bare(pair) for pair in pairs]
@@ -171,8 +170,13 @@ class Table:
                     f"the table fills {pair.ours!r}, which the model lacks; {close}"
                 )
         if unfilled := sorted(set(wanted) - {pair.ours for pair in pairs}):
-            raise CheckpointError(f"no weight of the release fills {_some(unfilled)}")
+            raise CheckpointError(f"no weight of the release fills {some(unfilled)}")
         return pairs
+
+    def passed(self, names: Iterable[str]) -> list[str]:
+        """Those of a release's names that are `ignored`."""
+        patterns = [re.compile(pattern) for pattern in self.ignored]
+        return sorted(name for name in names if any(p.fullmatch(name) for p in patterns))
 
     def write(self, params: PyTree[Any]) -> dict[str, np.ndarray]:
         """A release's weights from ours, all at once; raises as `lazily` does."""
@@ -199,22 +203,17 @@ class Table:
                     raise CheckpointError(f"two of our weights would be {name!r} of the release")
                 out[name] = lazy
         if homeless := sorted(set(ours) - {pair.ours for pair in self.pairs}):
-            raise CheckpointError(f"the release has no place for {_some(homeless)}")
+            raise CheckpointError(f"the release has no place for {some(homeless)}")
         return out
 
     def _check_names(self, tensors: Collection[str], pairs: Sequence[Pair]) -> None:
         known = {name for pair in pairs for name in pair.names}
         if missing := [name for name in sorted(known) if name not in tensors]:
             close = did_you_mean(missing[0], tensors)
-            raise CheckpointError(f"the release lacks {_some(missing)}; {close}")
-        buffers = [re.compile(pattern) for pattern in self.ignored]
-        unused = [
-            name
-            for name in tensors
-            if name not in known and not any(p.fullmatch(name) for p in buffers)
-        ]
-        if unused:
-            raise CheckpointError(f"the release holds {_some(sorted(unused))}, which nothing uses")
+            raise CheckpointError(f"the release lacks {some(missing)}; {close}")
+        left = {*tensors} - known
+        if unused := left - {*self.passed(left)}:
+            raise CheckpointError(f"the release holds {some(sorted(unused))}, which nothing uses")
 
 
 def _joined(name: str, parts: Sequence[tuple[Cut, Lazy]]) -> Lazy:
@@ -231,7 +230,7 @@ def differs(pair: Pair) -> str:
     )
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def some(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

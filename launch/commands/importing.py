@@ -25,14 +25,19 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(list(arguments))
     quiet()
     from jscale.formats.files import Files
+    from jscale.formats.table import some
     from jscale.run.adopt import adopt
 
     form, weights, recipe = asked(options)
     folder = Path(options.run or Path("runs") / recipe.name)
     check_release(form, recipe.model, weights)
+    table = table_of(form, recipe.model)
     with Files(weights) as tensors, progress("bytes in place") as tell:
-        adopt(recipe, folder, table_of(form, recipe.model), tensors, tell)
-    print(f"{len(tensors)} weights of {weights} are step 0 of {folder}")
+        adopt(recipe, folder, table, tensors, tell)
+        left = table.passed(tensors)
+    print(f"{len(tensors) - len(left)} weights of {weights} are step 0 of {folder}")
+    if left:
+        print(f"{len(left)} have no place in the model: {some(left)}")
     print(f"jscale train {folder}  goes on from there")
     return 0
 

@@ -121,14 +121,19 @@ def test_other_modules_are_named(tmp_path):
             config_of(folder)
 
 
-def test_a_release_that_was_trained_to_tell_sentences_that_follow_is_read(tmp_path):
+@pytest.mark.parametrize("gamma, beta", [("weight", "bias"), ("gamma", "beta")])
+def test_a_release_that_was_trained_to_tell_sentences_that_follow_is_read(tmp_path, gamma, beta):
     config = BERT(*SIZES, head=Masked())
     write(tmp_path, config)
     with Files(tmp_path) as files:
-        arrays = dict(files.items())
+        arrays = {
+            name.replace("Norm.weight", f"Norm.{gamma}").replace("Norm.bias", f"Norm.{beta}"): array
+            for name, array in files.items()
+        }
     names = "cls.seq_relationship.weight", "cls.seq_relationship.bias", "bert.pooler.dense.bias"
     write_files({**arrays, **dict.fromkeys(names, np.ones(2, "f4"))}, tmp_path)
     assert from_pretrained(tmp_path, MeshShape()).model.config == config
+    assert table(config).passed([*arrays, *names]) == sorted(names)
 
 
 def test_weights_that_are_left_over_or_missing_are_named(tmp_path):

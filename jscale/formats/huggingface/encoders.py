@@ -68,6 +68,7 @@ AGAIN = {
         "head/bias": "lm_head.decoder.bias",
     },
 }
+OLDER = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
 
 def table(c: BERT) -> Table:
@@ -88,7 +89,7 @@ def table(c: BERT) -> Table:
     again = tuple(Pair(*names) for names in AGAIN.get(begin, {}).items())
     # What was trained beside the head, and what it was fed by: transformers reads neither with it.
     beside = (r"cls\.seq_relationship\..*", r"bert\.pooler\..*") if begin == "bert." else ()
-    return Table(tuple(pairs), (r".*embeddings\.position_ids", *beside), again)
+    return Table(tuple(pairs), (r".*embeddings\.position_ids", *beside), again, older=OLDER)
 
 
 def read(keys: Keys, kind: type[BERT], scores: bool) -> BERT:
