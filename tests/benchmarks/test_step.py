@@ -19,6 +19,7 @@ def test_the_page_is_written_from_the_results():
     assert str(ROOT) not in json.dumps(results), "results name no place on a machine"
 
 
+@pytest.mark.slow
 def test_a_quick_run_compares_values_and_keeps_nothing():
     kept = (STEP.parent / "results" / "step.json").read_bytes()
     words = [sys.executable, str(STEP), "--quick", "--steps", "2", "--jobs", "dense"]

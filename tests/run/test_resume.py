@@ -58,7 +58,12 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     assert (found / "samples.txt").read_text() == (wanted / "samples.txt").read_text()
 
 
-@pytest.fixture(params=[8, 1], ids=["fsdp=8", "one device"])
+@pytest.fixture(
+    params=[
+        pytest.param(8, id="fsdp=8"),
+        pytest.param(1, id="one device", marks=pytest.mark.slow),
+    ]
+)
 def straight(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]:
     """Twenty steps in one go, in this process."""
     mesh = MeshShape(fsdp=request.param)
