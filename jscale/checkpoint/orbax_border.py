@@ -63,7 +63,11 @@ class Writer:
     def finish(self, response: Any) -> None:
         """Waits until a step is committed; raises whatever went wrong."""
         with _quiet():
-            response.result()
+            try:
+                response.result()
+            except Exception:
+                _hush()
+                raise
 
     def close(self) -> None:
         """Lets go of Orbax; an error that was told before is not told again."""
@@ -236,17 +240,30 @@ def _stragglers_ignored() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
+LOGGERS = [logging.getLogger(name) for name in ("absl", "asyncio", "root")]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps Orbax from logging what we tell in one sentence ourselves."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "root")]
-    for logger in loggers:
+    for logger in LOGGERS:
         logger.addFilter(_not_of_orbax)
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger in LOGGERS:
             logger.removeFilter(_not_of_orbax)
+
+
+def _hush() -> None:
+    """Keeps Orbax silent for good: other threads of a save that failed end later, at files that are
+    cleaned away by then."""
+    for logger in LOGGERS:
+        logger.addFilter(_no_straggler)
+
+
+def _no_straggler(record: logging.LogRecord) -> bool:
+    return _not_of_orbax(record)
 
 
 def _not_of_orbax(record: logging.LogRecord) -> bool:

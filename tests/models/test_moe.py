@@ -222,7 +222,7 @@ def test_units_inside_experts_are_dropped():
     "make, message",
     [
         (lambda: replace(MIXTURE, experts=0), "at least 1"),
-        (lambda: replace(MIXTURE, experts=1, choice=Top2()), "MoE.experts is 1: set experts to at"),
+        (lambda: replace(MIXTURE, experts=1, choice=Top2()), "there are 1: set experts to at"),
         (lambda: replace(MIXTURE, exchange="rags"), "did you mean 'ragged'"),
         (lambda: computed(Alone(replace(MIXTURE, groups=Groups(3)))), "3 groups of tokens"),
     ],
