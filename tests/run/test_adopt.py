@@ -117,6 +117,8 @@ def test_a_release_goes_on_without_a_recipe(exported, folder, capsys):
         (["smal"], "is no folder|there is no folder|is named owner/name"),
         (["torchscale", "small"], "do not say which model they are of: name a recipe"),
         (["small", "tiny", "more"], r"takes \[FORMAT\] WEIGHTS \[RECIPE\]"),
+        (["huggingface", "small", "tiny"], "has other sizes than the recipe's model"),
+        (["huggingface", "small/model.safetensors", "tiny"], "has other sizes than the recipe's"),
         (["steps=2"], r"takes \[FORMAT\] WEIGHTS \[RECIPE\]"),
         (["small", "step=2"], "did you mean 'steps'"),
         (["small", "quikstart"], "did you mean 'quickstart'"),
