@@ -263,6 +263,7 @@ def _hush() -> None:
 
 
 def _no_straggler(record: logging.LogRecord) -> bool:
+    """As `_not_of_orbax`, which the end of any `_quiet` takes away."""
     return _not_of_orbax(record)
 
 

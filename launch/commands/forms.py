@@ -53,6 +53,11 @@ def files_of(form: str, config: Any, told: dict[str, Any]) -> dict[str, str]:
     return files(config, told) if files else {}
 
 
+def home_of(weights: Path) -> Path:
+    """The folder of a release, of which weights are a file or the whole."""
+    return weights if weights.is_dir() else weights.parent
+
+
 def check_release(form: str, config: Any, weights: Path) -> None:
     """See that a recipe's model is the one that a release describes, where it describes one.
 
@@ -60,7 +65,7 @@ def check_release(form: str, config: Any, weights: Path) -> None:
         ConfigError: it is another, or has other sizes.
     """
     describe = getattr(form_of(form), "config_of", None)
-    home = weights if weights.is_dir() else weights.parent
+    home = home_of(weights)
     if describe is None or (home != weights and not (home / "config.json").is_file()):
         return
     theirs = describe(home)

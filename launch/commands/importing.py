@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jscale.errors import ConfigError
 from jscale.launch.commands.arguments import Parser, add_imports, resolve
-from jscale.launch.commands.forms import ANY, FORMS, check_release, table_of
+from jscale.launch.commands.forms import ANY, FORMS, check_release, home_of, table_of
 from jscale.launch.commands.progress import progress
 from jscale.launch.quiet import quiet
 
@@ -85,8 +85,7 @@ def asked(options: argparse.Namespace) -> tuple[str, Path, "Recipe"]:
         raise ConfigError(
             f"weights of {form} do not say which model they are of: name a recipe after {weights}"
         )
-    home = weights if weights.is_dir() else weights.parent
-    return form, weights, going_on(home, changes)
+    return form, weights, going_on(home_of(weights), changes)
 
 
 def place_of(name: str, form: str) -> Path:

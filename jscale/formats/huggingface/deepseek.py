@@ -251,8 +251,7 @@ def _tell_v2(c: DeepSeekV2) -> dict[str, Any]:
 
 
 def _v3(keys: Keys) -> DeepSeekV3:
-    for name, value in V3_DEFAULTS.items():
-        keys.values.setdefault(name, value)
+    keys.unsaid(**V3_DEFAULTS)
     sizes = _sizes(keys, corrected(keys))
     return DeepSeekV3(**sizes, ahead=keys.take("num_nextn_predict_layers", 0))
 

@@ -127,7 +127,7 @@ def _tell_llama(c: Llama) -> dict[str, Any]:
 
 
 def _mistral(keys: Keys) -> Mistral:
-    keys.values.setdefault("sliding_window", 4096)  # what transformers takes; null is none
+    keys.unsaid(sliding_window=4096)  # null is none
     return Mistral(**sizes_of(keys), window=keys.take("sliding_window", None))
 
 
@@ -194,7 +194,7 @@ def _tell_qwen2(c: Qwen2) -> dict[str, Any]:
 
 
 def _qwen3(keys: Keys) -> Qwen3:
-    keys.values.setdefault("head_dim", 128)  # what transformers takes where nothing is said
+    keys.unsaid(head_dim=128)
     sizes = sizes_of(keys)
     windows = windows_of(keys, sizes["layers"])
     return Qwen3(**sizes, windows=windows, biases=keys.take("attention_bias", False))

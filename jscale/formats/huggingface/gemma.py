@@ -29,8 +29,7 @@ DEFAULTS = dict(  # what transformers takes where nothing is said
 
 def _gemma(keys: Keys, every: int, rope: float | None) -> dict[str, Any]:
     """What both say; every so manieth layer is global where nothing is said of each."""
-    for name, value in DEFAULTS.items():
-        keys.values.setdefault(name, value)
+    keys.unsaid(**DEFAULTS)
     keys.must("hidden_activation", GELU)
     keys.must("use_bidirectional_attention", False)
     keys.take("cache_implementation", None)  # how text is written there
@@ -50,8 +49,7 @@ def _sharpness(keys: Keys, sizes: dict[str, Any], attention: float | None) -> Sh
 
 
 def _gemma2(keys: Keys) -> Gemma2:
-    keys.values.setdefault("attn_logit_softcapping", 50.0)
-    keys.values.setdefault("final_logit_softcapping", 30.0)
+    keys.unsaid(attn_logit_softcapping=50.0, final_logit_softcapping=30.0)
     cap = keys.take("attn_logit_softcapping", None)
     sizes = _gemma(keys, 2, None)
     return Gemma2(**sizes, sharpness=_sharpness(keys, sizes, None if cap is None else float(cap)))
@@ -71,7 +69,7 @@ def _local_rope(keys: Keys) -> float:
     Raises:
         ConfigError: the frequencies of local layers are stretched.
     """
-    keys.values.setdefault("rope_theta", 1_000_000.0)
+    keys.unsaid(rope_theta=1_000_000.0)
     base = keys.take("rope_local_base_freq", 10_000.0)
     said = dict(keys.values.get("rope_parameters") or {})
     if said.keys() & {"full_attention", "sliding_attention"}:

@@ -12,7 +12,7 @@ from jscale.models.glm import GLM4MoE
 
 
 def _glm4_moe(keys: Keys) -> GLM4MoE:
-    keys.values.setdefault("rms_norm_eps", 1e-5)  # what transformers takes where nothing is said
+    keys.unsaid(rms_norm_eps=1e-5)
     head = keys.values.get("head_dim")
     head = head or keys.values.get("hidden_size", 0) // keys.values.get("num_attention_heads", 1)
     turned = turned_of(keys, 0.5, head)

@@ -77,7 +77,7 @@ def _gpt2(keys: Keys) -> GPT2:
 def _drop(keys: Keys) -> Drop:
     """What training drops; of embeddings and of branches it must be one rate."""
     units = keys.take("resid_pdrop", 0.1)
-    keys.values.setdefault("embd_pdrop", 0.1)
+    keys.unsaid(embd_pdrop=0.1)
     keys.must("embd_pdrop", units)
     return Drop(units=float(units), attention=float(keys.take("attn_pdrop", 0.1)))
 

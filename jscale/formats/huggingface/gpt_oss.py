@@ -71,8 +71,7 @@ def _gpt_oss(keys: Keys) -> GptOss:
 def _usual(keys: Keys) -> None:
     """What transformers takes where nothing is said."""
     usual = dict(head_dim=64, rms_norm_eps=1e-5, rope_theta=150_000.0, sliding_window=128)
-    for name, value in usual.items():
-        keys.values.setdefault(name, value)
+    keys.unsaid(**usual)
     if not keys.values.get("rope_parameters") and not keys.values.get("rope_scaling"):
         keys.values["rope_parameters"] = YARN
     keys.take("initial_context_length", None)  # that of rotation, once more

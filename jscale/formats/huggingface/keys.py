@@ -37,6 +37,10 @@ class Keys:
     ):
         self.values, self.where, self.folder = dict(values), where, folder
 
+    def unsaid(self, **values: Any) -> None:
+        """What `transformers` takes for keys that are missing; null is a value."""
+        self.values = {**values, **self.values}
+
     def take(self, name: str, default: Any = MISSING) -> Any:
         """The value of a key, or `default` where it is missing or null."""
         value = self.values.pop(name, None)

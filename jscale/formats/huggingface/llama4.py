@@ -67,13 +67,12 @@ def _experts(count: int, choices: int, hidden: int, balance: float) -> Experts:
 
 
 def _llama4(keys: Keys) -> Llama4:
-    for name, value in DEFAULTS.items():
-        keys.values.setdefault(name, value)
+    keys.unsaid(**DEFAULTS)
     inside = keys.take("intermediate_size")
     keys.values["intermediate_size"] = keys.take("intermediate_size_mlp")
     keys.must("router_jitter_noise", 0.0)
     choices = keys.take("num_experts_per_tok", 1)
-    keys.values.setdefault("num_local_experts", 16)
+    keys.unsaid(num_local_experts=16)
     sizes = sizes_of(keys)
     feeds = _feeds(keys, sizes["layers"])
     mixture = _experts(choices=choices, hidden=inside, **experts.routed(keys))

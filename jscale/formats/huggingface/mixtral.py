@@ -15,8 +15,7 @@ BLOCK = experts.rows("block_sparse_moe", ("w1", "w3", "w2"))
 
 
 def _mixtral(keys: Keys) -> Mixtral:
-    for name, usual in (("rms_norm_eps", 1e-5), ("rope_theta", 1e6)):
-        keys.values.setdefault(name, usual)  # what transformers takes where nothing is said
+    keys.unsaid(rms_norm_eps=1e-5, rope_theta=1e6)
     keys.must("router_jitter_noise", 0.0)
     choice = TopK(keys.take("num_experts_per_tok", 2))
     mixture = Experts(choice=choice, **experts.routed(keys))

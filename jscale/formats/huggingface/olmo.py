@@ -18,7 +18,7 @@ AFTER: Rows = {
 
 
 def _olmo2(keys: Keys) -> Olmo2:
-    keys.values.setdefault("rms_norm_eps", 1e-5)  # what transformers takes where nothing is said
+    keys.unsaid(rms_norm_eps=1e-5)
     return Olmo2(**sizes_of(keys), biases=keys.take("attention_bias", False))
 
 

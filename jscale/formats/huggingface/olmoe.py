@@ -20,7 +20,7 @@ BLOCK = {
 
 
 def _olmoe(keys: Keys) -> OLMoE:
-    keys.values.setdefault("rms_norm_eps", 1e-5)  # what transformers takes where nothing is said
+    keys.unsaid(rms_norm_eps=1e-5)
     normalise, clip = keys.take("norm_topk_prob", False), keys.take("clip_qkv", None)
     choice = TopK(keys.take("num_experts_per_tok", 8), normalise=normalise)
     return OLMoE(

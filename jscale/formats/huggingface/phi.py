@@ -33,7 +33,7 @@ def _phi3(keys: Keys) -> Phi3:
         keys.must(name, False)
     for name in ("full_attn_mod", "interpolate_factor"):  # of Phi-4-mini, read by nobody
         keys.must(name, 1)
-    keys.values.setdefault("rms_norm_eps", 1e-5)  # what transformers takes where nothing is said
+    keys.unsaid(rms_norm_eps=1e-5)
     share = _rotation(keys)
     sizes = sizes_of(keys)
     head = sizes["head"] or sizes["dim"] // sizes["heads"]
