@@ -1,6 +1,12 @@
-"""docs/performance.md from the figures of benchmarks/step.py."""
+"""docs/performance.md from the figures of benchmarks/step.py, and of moe.py where there are any."""
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from moe_page import section
 
 HEAD = """# Performance
 
@@ -55,7 +61,7 @@ def write(results: dict[str, Any]) -> str:
     machine, jobs = results["machine"], results["jobs"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"Machine: {machine['cores']} cores, {machine['processor']}. Versions: {versions}.\n"
-    return HEAD + where + METHOD + HAND + by_hand(jobs) + parts(jobs) + END
+    return HEAD + where + METHOD + HAND + by_hand(jobs) + parts(jobs) + section() + END
 
 
 def by_hand(jobs: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from jscale.errors import ConfigError
 from jscale.losses import Batch, Terms
+from jscale.models.load import Loads, add_loads, asked, pulls
 from jscale.models.model import Params
 
 
@@ -21,6 +22,18 @@ class Sums(NamedTuple):
     weight: Float[Array, ""]
     terms: Float[Array, ""]  # how many, those of weight 0 included
     metrics: dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+    loads: Loads
+
+    @staticmethod
+    def none(like: "Sums") -> "Sums":
+        """The sums over no terms, in these shapes."""
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), like)
+        return zeros._replace(loads={p: load.none() for p, load in zeros.loads.items()})
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Those of both parts of a batch."""
+        both = jax.tree.map(jnp.add, self._replace(loads={}), other._replace(loads={}))
+        return both._replace(loads=add_loads(self.loads, other.loads))
 
 
 Microbatches = Mapping[str, Shaped[Array, "A R ..."]]
@@ -55,15 +68,18 @@ def gradients(
     microbatches: int,
     scale: Float[Array, ""] | None,
 ) -> tuple[PyTree[Array], Sums]:
-    """The gradient of Σ losses · weights / Σ weights, and the sums.
+    """The gradient of Σ losses · weights / Σ weights + `penalty` of the loads, and the sums.
 
     Weighted by tokens, not by microbatches: the mean over the batch is the one that counts. With a
     `scale` the gradient is so many times as large on its way back, so that float16 holds it.
+
+    What is asked of the whole batch pulls by counts of the whole batch, which microbatches do not
+    know: those are then counted first, in a pass forward.
     """
 
-    def objective(params: Params, batch: Batch, rng: PRNGKeyArray) -> tuple[Array, Sums]:
+    def objective(params: Params, batch: Batch, rng: PRNGKeyArray) -> tuple[Any, Sums]:
         sums = add(terms(params, batch, rng))
-        return sums.loss, sums
+        return (sums.loss, asked(sums.loads)), sums
 
     some = lambda weight: jnp.where(weight == 0, 1.0, weight)
     whole = 1.0 if scale is None else scale
@@ -71,15 +87,27 @@ def gradients(
         # Σ weights is known before the way back: it starts from there, and no gradient is read
         # once more only to be divided.
         _, back, sums = jax.vjp(lambda p: objective(p, batch, rng), params, has_aux=True)
-        (grads,) = back(whole / some(sums.weight))
+        (grads,) = back((whole / some(sums.weight), scaled(whole, pulls(sums.loads))))
         return grads if scale is None else times(1 / scale, grads), sums
 
-    def differentiate(*inputs: Any) -> tuple[PyTree[Array], Sums]:
-        _, back, sums = jax.vjp(lambda p: objective(p, *inputs[1:]), inputs[0], has_aux=True)
-        # Divided by the number of terms, a constant, to keep float16 gradients in range.
-        return back(whole / sums.terms)[0], sums
+    batches, keys = split(batch, microbatches), jax.random.split(rng, microbatches)
+    count = lambda batch, rng: add(terms(params, batch, rng))
+    first = jax.tree.map(lambda x: x[0], (batches, keys))
+    shapes, known = jax.eval_shape(count, *first), {}
+    if asked(shapes.loads):
+        total = fold(count, (batches, keys), Sums.none(shapes), Sums.plus)
+        known = scaled(some(total.weight), pulls(total.loads))
 
-    grads, sums = add_up(differentiate, params, split(batch, microbatches), rng)
+    def differentiate(batch: Batch, rng: PRNGKeyArray) -> tuple[PyTree[Array], Sums]:
+        _, back, sums = jax.vjp(lambda p: objective(p, batch, rng), params, has_aux=True)
+        # Divided by the number of terms, a constant, to keep float16 gradients in range.
+        return back((whole / sums.terms, scaled(whole / sums.terms, known)))[0], sums
+
+    def both(one: Any, other: Any) -> Any:
+        return jax.tree.map(jnp.add, one[0], other[0]), one[1].plus(other[1])
+
+    none = jax.tree.map(jnp.zeros_like, params), Sums.none(shapes)
+    grads, sums = fold(differentiate, (batches, keys), none, both)
     return times(sums.terms / microbatches / (whole * some(sums.weight)), grads), sums
 
 
@@ -88,24 +116,25 @@ def times(factor: Float[Array, ""], grads: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
 
 
+def scaled(factor: Any, tree: PyTree[Array]) -> PyTree[Array]:
+    """Arrays multiplied by a number."""
+    return jax.tree.map(lambda x: factor * x, tree)
+
+
 def add(terms: Terms) -> Sums:
     """The sums over the terms of one loss."""
-    losses, weights, metrics = terms
+    losses, weights, metrics, loads = terms
     count = jnp.full((), weights.size, jnp.float32)
-    return Sums((losses.astype(jnp.float32) * weights).sum(), weights.sum(), count, metrics)
+    loss = (losses.astype(jnp.float32) * weights).sum()
+    return Sums(loss, weights.sum(), count, metrics, dict(loads))
 
 
-def add_up(
-    differentiate: Callable, params: Params, batches: Microbatches, rng: PRNGKeyArray
-) -> tuple[PyTree[Array], Sums]:
-    """Sum gradients and sums over the first axis of `batches`, one after the other."""
-    count = jax.tree.leaves(batches)[0].shape[0]
-    keys = jax.random.split(rng, count)
-    first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(differentiate, params, first, keys[0])
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+def fold(
+    of: Callable[..., Any], inputs: PyTree[Array], none: Any, plus: Callable[[Any, Any], Any]
+) -> Any:
+    """`of(…)` of each part of the inputs, along their first axis, added to `none` in turn."""
 
-    def body(sums: PyTree, inputs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, sums, differentiate(params, *inputs)), None
+    def body(sums: Any, part: Any) -> tuple[Any, None]:
+        return plus(sums, of(*part)), None
 
-    return jax.lax.scan(body, zeros, (batches, keys))[0]
+    return jax.lax.scan(body, none, inputs)[0]

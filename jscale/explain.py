@@ -1,9 +1,10 @@
 """Where a recipe's state goes on a mesh, as values to print or to draw. Nothing is run."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from flax import nnx
 
 from jscale import train
 from jscale.checkpoint.sizes import readable
@@ -53,6 +54,7 @@ class Explanation:
     bytes_per_device: dict[str, int]
     replicated: tuple[Replicated, ...]  # optimizer arrays of which every device holds a whole copy
     exchange: str | None = None  # how devices that share a sequence attend to each other's tokens
+    dispatches: tuple[str, ...] = ()  # how tokens get to their experts, each way that there is
 
     def totals(self) -> list[str]:
         """Sentences: how large the model and its state are on one device."""
@@ -63,6 +65,7 @@ class Explanation:
         out = [f"{self.parameters:,} parameters{used} on {self.mesh.devices} device(s)"]
         out.append(f"state on each device: {whole} ({parts}); activations come on top")
         out += [self.exchange] if self.exchange else []
+        out += self.dispatches
         for array in self.replicated:
             size = readable(array.bytes)
             out.append(f"whole on every device: optimizer/{array.path} {array.shape}, {size}")
@@ -90,7 +93,9 @@ def explain(recipe: Recipe, devices: int | None = None) -> Explanation:
         )
     choice = mesh_of(recipe, devices)
     task = task_of(recipe, abstract_mesh(choice.shape))
-    return replace(explain_task(task, choice), exchange=exchange_of(task, recipe.data.length))
+    data, found = recipe.data, explain_task(task, choice)
+    exchange, dispatches = exchange_of(task, data.length), dispatches_of(task, data)
+    return replace(found, exchange=exchange, dispatches=dispatches)
 
 
 def exchange_of(task: train.Task, length: int) -> str | None:
@@ -103,12 +108,28 @@ def exchange_of(task: train.Task, length: int) -> str | None:
     return None if chosen is None else str(chosen)
 
 
+@runtime_checkable
+class Dispatching(Protocol):
+    """A layer that can tell how the tokens of a batch get to their experts, in words."""
+
+    def way(self, tokens: int) -> Any: ...
+
+
+def dispatches_of(task: train.Task, data: Any) -> tuple[str, ...]:
+    """How layers send a batch of these data to their experts, and why; layers alike are one."""
+    model, tokens = task.tight.model, data.batch // task.accumulate * data.length
+    layers = [layer for _, layer in nnx.iter_graph(model.bind(model.shapes))]
+    with task.layout.active():
+        ways = [str(layer.way(tokens)) for layer in layers if isinstance(layer, Dispatching)]
+    return tuple(dict.fromkeys(ways))
+
+
 def explain_task(task: train.Task, choice: Choice) -> Explanation:
     """Where everything of a task goes on its mesh, which is the choice's."""
     model, state = task.model, train.shapes(task)
     rows = placements(task.layout, model.shapes, model.axes)
     specs = jax.tree.map(lambda s: s.sharding.spec, state.params)
-    lost = place(task.optimizer, model.shapes, specs).replicated
+    lost = place(task.optimizer, *map(model.learned, (model.shapes, specs))).replicated
     return Explanation(
         mesh=choice.shape,
         reason=choice.reason,

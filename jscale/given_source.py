@@ -49,7 +49,7 @@ class GivenSource:
         )
         nll, total = -(logp * weights).sum(), weights.sum()
         losses = -logp + self.z_loss * jnp.square(normalizer) + out.penalty
-        return Terms(losses, weights, {"nll": (nll, total), **told(out.reports, total)})
+        return Terms(losses, weights, {"nll": (nll, total), **told(out.reports, total)}, out.loads)
 
 
 def answering(model: Model, network: Any) -> Any:

@@ -38,6 +38,7 @@ class Guard:
 
     abort_after: int = 10  # steps in a row that are not finite, which end the run
     spike: Spike | None = Spike()  # what counts as a spike; None: nothing does
+    idle: tuple[str, ...] = ()  # patterns of the names of weights that may have no gradient
 
     def __post_init__(self) -> None:
         if self.abort_after < 1:
@@ -50,6 +51,7 @@ class Watch(NamedTuple):
     skipped: Int[Array, ""]  # steps left out so far
     streak: Int[Array, ""]  # steps in a row, up to now, that were not finite
     spikes: Int[Array, ""]
+    replays: Int[Array, ""]  # steps done again because tokens found no room
     seen: Int[Array, ""]  # losses behind the mean and the variance
     mean: Float[Array, ""]
     variance: Float[Array, ""]
@@ -60,7 +62,7 @@ class Watch(NamedTuple):
     def start(scaled: bool) -> "Watch":
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
         scale = jnp.full((), 2.0**15 if scaled else 1.0, jnp.float32)
-        return Watch(none, none, none, none, zero, zero, scale, none)
+        return Watch(none, none, none, none, none, zero, zero, scale, none)
 
 
 def judge(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jscale.errors import ConfigError, UserError
 from jscale.models.decoder import Decoder, Foreseeing, Foreseen, Output, Scoring, logprobs
+from jscale.models.load import Load
 from jscale.models.model import Model, Params
 
 Batch = Mapping[str, Shaped[Array, "B ..."]]
@@ -24,14 +25,16 @@ class Terms(NamedTuple):
 
     The step minimises Σ losses · weights / Σ weights over the whole batch, however it is split.
     A metric is (Σ value · weight, Σ weight), so that it too can be summed over microbatches.
+    `loads` are those of the network's output.
     """
 
     losses: Float[Array, "*terms"]
     weights: Float[Array, "*terms"]
     metrics: dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+    loads: Mapping[str, Load] = {}
 
 
-RESERVED = frozenset("loss tokens grad_norm skipped streak spikes scale rate".split())
+RESERVED = frozenset("loss tokens grad_norm skipped streak spikes scale replays rate".split())
 
 
 def checked(terms: Any) -> Terms:
@@ -150,7 +153,7 @@ class NextToken:
         total = weights.sum()
         nll = {} if self.smoothing else {"nll": (-(logp * weights).sum(), total)}
         losses = -logp + self.z_loss * jnp.square(normalizer) + out.penalty
-        return Terms(losses, weights, {**nll, **told(out.reports, total)})
+        return Terms(losses, weights, {**nll, **told(out.reports, total)}, out.loads)
 
 
 def _rows(batch: Batch) -> tuple[Any, Any, Any]:
@@ -186,11 +189,12 @@ class FurtherTokens(NextToken):
         seen = network.foresee(out.hidden, *_rows(batch))
         if not seen.depths:
             raise ConfigError("FurtherTokens needs a network that looks ahead: set model.ahead=1")
-        losses, weights, metrics = self.terms(network, out, batch)
+        losses, weights, metrics, loads = self.terms(network, out, batch)
         further = self._further(network, seen, batch["targets"], weights)
         total = weights.sum()
         metrics |= {"further": ((further * weights).sum(), total), **told(seen.reports, total)}
-        return Terms(losses + self.share * further + seen.penalty, weights, metrics)
+        losses = losses + self.share * further + seen.penalty
+        return Terms(losses, weights, metrics, {**loads, **seen.loads})
 
     def _further(
         self, network: Any, seen: Foreseen, targets: Int[Array, "B T"], weights: Array

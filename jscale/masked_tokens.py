@@ -63,9 +63,8 @@ class MaskedTokens:
         weights = chosen.astype(jnp.float32)
         logp, _ = token_logprobs(network, out.hidden, tokens, weights)
         nll, total = -(logp * weights).sum(), weights.sum()
-        return Terms(
-            -logp + out.penalty, weights, {"nll": (nll, total), **told(out.reports, total)}
-        )
+        metrics = {"nll": (nll, total), **told(out.reports, total)}
+        return Terms(-logp + out.penalty, weights, metrics, out.loads)
 
     def hide(
         self, tokens: Int[Array, "B T"], may: Bool[Array, "B T"], keys: Any, vocab: int

@@ -3,14 +3,18 @@
 from typing import NamedTuple
 
 import jax
+import jax.tree_util
 from jax.sharding import AbstractMesh, Mesh
 
+from jscale.audit import check_patterns
 from jscale.errors import ConfigError
 from jscale.generate import writer
 from jscale.losses import NextToken
 from jscale.mesh import Layout, MeshShape, choose, make_mesh
+from jscale.mesh.layout import path_name
 from jscale.models.decoder import Answering
 from jscale.models.model import Model
+from jscale.optim.frozen import frozen_by
 from jscale.recipe import Recipe
 from jscale.train import Task, sharding_of
 
@@ -33,7 +37,9 @@ class Choice(NamedTuple):
 
 
 def model_of(recipe: Recipe) -> Model:
-    return Model(recipe.model, recipe.precision.compute, recipe.precision.store)
+    frozen = frozen_by(recipe.optimizer)
+    precision = recipe.precision
+    return Model(recipe.model, precision.compute, precision.store, frozen=frozen)
 
 
 def mesh_of(recipe: Recipe, devices: int) -> Choice:
@@ -55,13 +61,20 @@ def task_of(recipe: Recipe, mesh: Mesh | AbstractMesh) -> Task:
         ConfigError: the model, the rules, the mesh, the batch or the sequence do not fit.
     """
     model, layout = model_of(recipe), Layout(mesh, recipe.rules)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model.shapes)[0]]
+    check_patterns(model.frozen, names, "optimizer.weights, which are frozen")
+    if not jax.tree.leaves(model.learned(model.shapes)):
+        raise ConfigError("every weight is frozen: optimizer.weights leaves none to learn")
+    check_patterns(recipe.guard.idle, names, "guard.idle")
     check_batch(recipe, layout)
     check_loss(recipe, model)
     if recipe.samples is not None:
         writer(model, model.shapes)  # raises for one that writes no text
     return Task(
         model=model,
-        optimizer=recipe.optimizer.build(model.axes, model.shapes, recipe.steps),
+        optimizer=recipe.optimizer.build(
+            model.learned(model.axes), model.learned(model.shapes), recipe.steps
+        ),
         loss=recipe.loss,
         layout=layout,
         precision=recipe.precision,

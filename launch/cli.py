@@ -39,11 +39,15 @@ COMMANDS = {
     "compile": Command(
         "jscale.launch.commands.compile", "compile for a machine that is not here: does it fit?"
     ),
+    "moe": Command("jscale.launch.commands.moe", "look at mixtures of experts, in a run or before"),
     "ckpt": Command("jscale.launch.commands.ckpt", "list, inspect and verify checkpoints"),
     "generate": Command("jscale.launch.commands.generate", "continue text with a trained model"),
     "report": Command("jscale.launch.commands.report", "draw a run, or several, as a page"),
     "import": Command(
         "jscale.launch.commands.importing", "start a run from another framework's weights"
+    ),
+    "upcycle": Command(
+        "jscale.launch.commands.upcycle", "start a run with experts from a dense network"
     ),
     "export": Command("jscale.launch.commands.export", "write a trained model as plain files"),
     "evaluate": Command("jscale.launch.commands.evaluate", "measure a trained model"),

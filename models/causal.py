@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from jscale.errors import ConfigError
 from jscale.mesh import Chosen, constrain
 from jscale.models.decoder import Context, KeysValues, Output, context_of
-from jscale.models.feed import without_penalty
+from jscale.models.draws import Drawing
+from jscale.models.feed import apart
 from jscale.models.kinds import Kinds
 from jscale.models.layers import Embed, RMSNorm, Stack, Unembed, check_remat
 from jscale.models.sequence import Order, exchange_of
@@ -107,7 +108,7 @@ class Block(nnx.Module):
         return self.feed(x), {}
 
 
-class Causal(nnx.Module):
+class Causal(Drawing):
     """Embedding, blocks, norm, head.
 
     Blocks that are not all alike are told as `Kinds`. A model that has others besides has fewer
@@ -140,10 +141,10 @@ class Causal(nnx.Module):
     ) -> Output:
         chosen = self.exchange(tokens.shape[1]) if cache is None else None
         order = Order.under(CAUSAL, tokens.shape[1], chosen)
-        tokens, context = order.apply(tokens, context_of(tokens, positions, segments))
+        tokens, context = order.apply(tokens, context_of(tokens, positions, segments, self.key))
         x, (reports, cache) = self.through(self.embed(tokens), context, cache)
-        reports, penalty = without_penalty(reports)
-        return Output(order.undo(self.norm(x)), reports, cache, penalty)
+        told = apart(reports)
+        return Output(order.undo(self.norm(x)), told.reports, cache, told.penalty, told.loads)
 
     def through(
         self, x: Float[Array, "B T D"], context: Context, cache: Any

@@ -2,6 +2,7 @@
 
 # B batch, T length, S cache length, D model size, V vocabulary, K key/value heads, H head size.
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -23,19 +24,22 @@ class Context(NamedTuple):
     segments: Int[Array, "B T"] | None = None
     places: Int[Array, "B T"] | None = None
     key: Any = None  # a PRNGKeyArray or None
+    tokens: Int[Array, "B T"] | None = None  # as numbers, where they are any
 
 
 class Output(NamedTuple):
     """The last hidden states, what blocks report by name (stacked over layers), and the cache.
 
     `penalty` is what the network itself wants small, times its weight: an uneven load of experts.
-    Losses add it. Reports become metrics by their mean over layers.
+    Losses add it. Reports become metrics by their mean over layers. `loads` is what experts had to
+    do, by the path of their layer's weights: losses hand it on as it is.
     """
 
     hidden: Float[Array, "B T D"]
     reports: dict[str, Any]
     cache: Any
     penalty: Any = 0.0  # a number or Float[Array, ""]
+    loads: Mapping[str, Any] = {}
 
 
 class KeysValues(NamedTuple):
@@ -194,12 +198,13 @@ class Foreseen(NamedTuple):
 
     For each depth k = 1, 2, …: hidden states at place t, of what is known k tokens earlier and the
     tokens since, from which token t + 1 is scored; and where there are any: not in the first k
-    places of a segment. Reports and penalty are as in `Output`.
+    places of a segment. Reports, penalty and loads are as in `Output`.
     """
 
     depths: tuple[tuple[Float[Array, "B T D"], Bool[Array, "B T"]], ...]
     reports: dict[str, Any]
     penalty: Any = 0.0
+    loads: Mapping[str, Any] = {}
 
 
 @runtime_checkable
@@ -241,4 +246,4 @@ def context_of(
 ) -> Context:
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return Context(positions, segments, key=key)
+    return Context(positions, segments, key=key, tokens=tokens)

@@ -2,6 +2,7 @@
 
 # M rows, G experts of a device, D model size, F hidden size of a device, X, Y sizes of rows.
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from jscale.errors import ConfigError
 from jscale.mesh import Axes
 from jscale.models.activations import activate
+from jscale.models.blockwise import Blockwise
 from jscale.models.draws import dropout
 from jscale.models.layers import RMSNorm
 from jscale.models.norms import LayerNorm
@@ -30,6 +32,7 @@ class Rows(NamedTuple):
 
     received: Received
     split: tuple[str, ...]
+    precision: Blockwise | None = None  # of products; None: that of the rows
 
     @property
     def expert(self) -> Int[Array, " M"]:
@@ -37,10 +40,16 @@ class Rows(NamedTuple):
         return group_of(self.received.sizes, self.received.rows.shape[0])
 
     def times(
-        self, x: Float[Array, "R X"], w: Float[Array, "G X Y"], rows: Int[Array, " M"] | None = None
-    ) -> Float[Array, "M Y"]:
-        """Each row times its expert's matrix."""
-        return grouped_matmul(x, w, self.received.sizes, rows=rows)
+        self,
+        x: Float[Array, "R X"],
+        *weights: Float[Array, "G X Y"],
+        rows: Int[Array, " M"] | None = None,
+    ) -> tuple[Float[Array, "M Y"], ...]:
+        """Each row times its expert's matrix, of one stack of these or of several."""
+        sizes = self.received.sizes
+        if self.precision is not None:
+            return self.precision.products(x, weights, sizes, rows)
+        return tuple(grouped_matmul(x, w, sizes, rows=rows) for w in weights)
 
     def own(self, vectors: Float[Array, "G Y"], like: Float[Array, "M Y"]) -> Float[Array, "M Y"]:
         """For each row its expert's vector."""
@@ -79,15 +88,16 @@ def held(expert: Any) -> tuple[Held, dict[str, Axes]]:
 
 def run(expert: Any, w: Held, rows: Rows, key: Any) -> Float[Array, "M D"]:
     """The results of the rows. Where the hidden size is split, they are to be summed."""
-    received = rows.received
-    into = lambda name: _plus(rows.times(received.x, w[name], received.rows), name, w, rows)
-    if "gate" in w:
-        y = expert.gated(into("gate"), into("up"))
-    else:
-        y = activate(expert.activation, into("up"))
+    how, received = expert.precision, rows.received
+    rows = rows._replace(precision=how)
+    names = ("gate", "up") if "gate" in w else ("up",)
+    wide = rows.times(received.x, *(w[name] for name in names), rows=received.rows)
+    wide = [_plus(y, name, w, rows) for name, y in zip(names, wide, strict=True)]
+    meet = expert.gated if "gate" in w else partial(activate, expert.activation)
+    y = meet(*wide) if how is None else how.keeping(meet, *wide)
     y = dropout(y, expert.drop.activation, key)
     y = y if expert.norm is None else _normalised(y, expert.norm.eps, w, rows)
-    out = rows.times(y, w["down"])
+    (out,) = rows.times(y, w["down"])
     if "down_bias" not in w:
         return out
     bias = rows.own(w["down_bias"], out)

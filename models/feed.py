@@ -9,7 +9,7 @@ wants small, times its weight: networks sum it over layers into their `Output.pe
 # B batch, T length, D model size, F hidden size, L layers.
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,11 @@ from jaxtyping import Array, Float
 from jscale.errors import ConfigError
 from jscale.mesh import constrain
 from jscale.models.activations import activate, check_activation
+from jscale.models.blockwise import Blockwise
 from jscale.models.draws import dropout, stream
 from jscale.models.initial import SCHEMES, Fans, Scheme, named
 from jscale.models.layers import project
+from jscale.models.load import PREFIX, Loads
 from jscale.models.norms import Norm
 
 Reports = dict[str, Any]
@@ -107,9 +109,10 @@ class MLP:
     activation: str = "gelu"  # by name: models/activations.py
     bias: bool = True  # whether the matrices have biases
     inner: Norm | None = None  # the norm before W; None: what the residual scheme has there
+    precision: Blockwise | None = None  # of products, if these are experts; None: as elsewhere
 
     def __post_init__(self) -> None:
-        _check(self.hidden, self.activation)
+        _check(self)
 
     def build(self, dim: int, rngs: nnx.Rngs, style: Style) -> "FeedForward":
         style = style if self.inner is None else replace(style, inner=self.inner)
@@ -155,9 +158,10 @@ class GLU:
     activation: str = "silu"  # of the gate, by name: models/activations.py
     bias: bool = False  # whether the matrices have biases
     clamp: Clamp | None = None  # how gate and values are bounded, and meet then; None: not
+    precision: Blockwise | None = None  # of products, if these are experts; None: as elsewhere
 
     def __post_init__(self) -> None:
-        _check(self.hidden, self.activation)
+        _check(self)
         if self.clamp is not None and self.activation != "silu":
             raise ConfigError(f"GLU.clamp goes with activation='silu', not {self.activation!r}")
 
@@ -169,7 +173,7 @@ class FeedForward(nnx.Module):
     """What `MLP` and `GLU` build."""
 
     def __init__(self, c: MLP | GLU, dim: int, rngs: nnx.Rngs, style: Style, gated: bool = False):
-        self.activation, self.drop = c.activation, style.drop
+        self.activation, self.drop, self.precision = c.activation, style.drop, c.precision
         self.clamp = c.clamp if isinstance(c, GLU) else None
         wide, narrow = dict(embed=dim, mlp=c.hidden), dict(mlp=c.hidden, embed=dim)
         make = lambda sizes, gain: Linear(sizes, rngs, style.scheme, gain, c.bias)
@@ -181,6 +185,8 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], context: Any
     ) -> tuple[Float[Array, "B T D"], Reports]:
+        if self.precision is not None:
+            raise ConfigError(f"only experts, of a MoE, can have precision={self.precision}")
         y = constrain(self.up(x), "batch", "length", "mlp")
         if self.gate is None:
             y = activate(self.activation, y)
@@ -197,14 +203,24 @@ class FeedForward(nnx.Module):
         return activate(self.activation, gate) * up
 
 
-def without_penalty(reports: Reports) -> tuple[Reports, Any]:
-    """Reports, and the sum over layers of what they want small."""
-    rest = {name: value for name, value in reports.items() if name != "penalty"}
+class Apart(NamedTuple):
+    """What layers report, what they want small, summed, and what their experts had to do."""
+
+    reports: Reports
+    penalty: Any
+    loads: Loads
+
+
+def apart(reports: Reports) -> Apart:
+    """The reports of all layers, told apart by what they are for."""
+    loads = {n.removeprefix(PREFIX): v for n, v in reports.items() if n.startswith(PREFIX)}
     penalty = reports.get("penalty")
-    return rest, 0.0 if penalty is None else penalty.astype(jnp.float32).sum()
+    total = 0.0 if penalty is None else penalty.astype(jnp.float32).sum()
+    mine = lambda name: name != "penalty" and not name.startswith(PREFIX)
+    return Apart({name: v for name, v in reports.items() if mine(name)}, total, loads)
 
 
-def _check(hidden: int, activation: str) -> None:
-    if hidden < 1:
-        raise ConfigError(f"hidden must be at least 1, not {hidden}")
-    check_activation(activation)
+def _check(c: MLP | GLU) -> None:
+    if c.hidden < 1:
+        raise ConfigError(f"hidden must be at least 1, not {c.hidden}")
+    check_activation(c.activation)

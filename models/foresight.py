@@ -18,7 +18,8 @@ from jscale.errors import ConfigError
 from jscale.mesh import constrain
 from jscale.models.causal import Causal
 from jscale.models.decoder import Context, Foreseen, context_of, places_of
-from jscale.models.feed import without_penalty
+from jscale.models.draws import stream
+from jscale.models.feed import apart
 from jscale.models.kinds import Kinds
 from jscale.models.layers import RMSNorm, Stack, project, weight
 
@@ -69,15 +70,17 @@ class Foresight(Causal):
 
         So the first k tokens of a segment have nothing to join. They count as padding.
         """
-        context, embedded = context_of(tokens, positions, segments), self.embed(tokens)
+        key = stream(self.key, "foresee")
+        context, embedded = context_of(tokens, positions, segments, key), self.embed(tokens)
         segments = jnp.ones_like(tokens) if segments is None else segments
-        place, found, reports, penalty = places_of(segments), [], {}, 0.0
+        place, found, reports, penalty, loads = places_of(segments), [], {}, 0.0, {}
         for k, depth in enumerate(self.depths, 1):
             here = jnp.where(place < k, 0, segments)
             before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-            hidden, told = depth(embedded, before, context._replace(segments=here))
-            told, wanted = without_penalty(told)
-            reports |= {f"{name}_ahead_{k}": value for name, value in told.items()}
-            penalty = penalty + wanted
+            mine = context._replace(segments=here, key=stream(key, str(k)))
+            hidden, reported = depth(embedded, before, mine)
+            told = apart(reported)
+            reports |= {f"{name}_ahead_{k}": value for name, value in told.reports.items()}
+            penalty, loads = penalty + told.penalty, loads | told.loads
             found.append((hidden, here != 0))
-        return Foreseen(tuple(found), reports, penalty)
+        return Foreseen(tuple(found), reports, penalty, loads)

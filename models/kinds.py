@@ -117,5 +117,6 @@ class Layers(nnx.Module):
             states.append(own)
             for name, values in reports.items():
                 gathered.setdefault(name, []).append(values)
-        told = {name: jnp.concatenate(values) for name, values in gathered.items()}
-        return x, (told, jax.tree.map(lambda *each: jnp.concatenate(each), *states))
+        joined = lambda *each: jnp.concatenate(each)
+        told = {name: jax.tree.map(joined, *values) for name, values in gathered.items()}
+        return x, (told, jax.tree.map(joined, *states))

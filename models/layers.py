@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -262,9 +263,16 @@ _gated = jax.custom_vjp(lambda pair, down: _gated_forward(pair, down)[0])
 _gated.defvjp(_gated_forward, _gated_backward)
 
 
+INPUT = "input of a block"  # what it is called where a policy names it
 REMAT: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=(INPUT,),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "all_dots": jax.checkpoint_policies.dots_saveable,
 }
@@ -275,6 +283,7 @@ def check_remat(name: str) -> str:
 
     "none" keeps every activation, "full" keeps a block's input and computes the rest again in the
     backward pass, "dots" keeps the results of projections, "all_dots" of attention's products too.
+    "offload" is "full" with the inputs kept in the memory of the host until they are needed.
 
     Raises:
         ConfigError: there is no such policy.
@@ -316,6 +325,7 @@ class Stack(nnx.Module):
 
         def step(x: Hidden, layer: tuple[Any, Any, Any]) -> tuple[Hidden, Any]:
             block, mine, key = layer
+            x = checkpoint_name(x, INPUT)
             return block(x, context if key is None else context._replace(key=key), mine)
 
         turns = (self.layers if layers is None else layers) // self.turns

@@ -23,7 +23,7 @@ from jscale.models.activations import activate, check_activation
 from jscale.models.beit3.patches import Patches
 from jscale.models.decoder import Output, context_of
 from jscale.models.dense import Dense
-from jscale.models.feed import Drop, Linear, without_penalty
+from jscale.models.feed import Drop, Linear, apart
 from jscale.models.initial import SCHEMES
 from jscale.models.norms import Layer
 from jscale.models.vit import Tower, check_tower
@@ -146,8 +146,8 @@ class LLaVANetwork(nnx.Module):
         x = self.placed(tokens, self.pictures(images))
         context = context_of(tokens, positions, segments)
         x, (reports, cache) = self.text.through(x, context, cache)
-        reports, penalty = without_penalty(reports)
-        return Output(self.text.norm(x), reports, cache, penalty)
+        told = apart(reports)
+        return Output(self.text.norm(x), told.reports, cache, told.penalty, told.loads)
 
     @jax.named_scope("images")
     def pictures(self, images: Float[Array, "B *I H W C"]) -> Float[Array, "B _ D"]:

@@ -6,6 +6,7 @@ train step moves dictionaries of arrays and nothing else.
 """
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jscale.mesh import Layout
 from jscale.models.draws import Drawing
+from jscale.models.steered import Placed, Steered, joined, named, only, without
 
 Params = dict[str, Any]
 
@@ -49,10 +51,41 @@ class Model:
     compute: str = "float32"  # dtype of activations
     store: str = "float32"  # dtype of weights
     draws: bool = True  # whether it may draw (dropout) where it is given a key: not in evaluation
+    frozen: tuple[str, ...] = ()  # patterns of the names of weights that do not learn
+    bounded: bool = False  # whether layers keep to bounds that may lose tokens: in a step alone
 
     @cached_property
     def _split(self) -> tuple[Any, Any]:
-        return nnx.split(nnx.eval_shape(lambda: self._build(nnx.Rngs(0))))
+        network = nnx.eval_shape(lambda: self._build(nnx.Rngs(0)))
+        for path, layer in nnx.iter_graph(network):
+            if isinstance(layer, Placed):
+                layer.path, layer.bounded = named(path), self.bounded
+        return nnx.split(network)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be told before it is used, layer by layer, each sentence once."""
+        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
+        told = [layer.warning for layer in layers if isinstance(layer, Placed)]
+        return list(dict.fromkeys(text for text in told if text))
+
+    @cached_property
+    def counted(self) -> str | None:
+        """The path of a layer whose load something comes of; None where there is none."""
+        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
+        found = (layer.path for layer in layers if isinstance(layer, Placed) and layer.counted)
+        return next(found, None)
+
+    @cached_property
+    def limited(self) -> bool:
+        """Whether layers have bounds to keep to."""
+        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
+        return any(isinstance(layer, Placed) and layer.limited for layer in layers)
+
+    @cached_property
+    def tight(self) -> "Model":
+        """The same model, which keeps to its bounds and counts what they leave out."""
+        return replace(self, bounded=True)
 
     def _build(self, rngs: nnx.Rngs) -> nnx.Module:
         return self.config.build(rngs, jnp.dtype(self.compute))
@@ -61,10 +94,35 @@ class Model:
     def shapes(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The shape and dtype of every weight, as a nested dictionary."""
         pure = nnx.to_pure_dict(self._split[1])
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, self._dtype(s)), pure)
+        stored = lambda s: jax.ShapeDtypeStruct(s.shape, self._dtype(s))
+        moved = frozenset(self.steered)
+        return joined(jax.tree.map(stored, without(pure, moved)), only(pure, moved))
 
     def _dtype(self, x: Any) -> Any:
         return jnp.dtype(self.store) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+
+    @cached_property
+    def steered(self) -> dict[str, float]:
+        """The weights that no gradient moves, by path, and how far each moves in a step."""
+        return {
+            named(path): variable.get_metadata()["rate"]
+            for path, variable in nnx.to_flat_state(self._split[1])
+            if isinstance(variable, Steered)
+        }
+
+    @cached_property
+    def _unlearned(self) -> frozenset[str]:
+        names = [named(path) for path, _ in nnx.to_flat_state(self._split[1])]
+        still = {n for n in names for pattern in self.frozen if fnmatchcase(n, pattern)}
+        return frozenset(still | set(self.steered))
+
+    def learned(self, weights: PyTree) -> Any:
+        """Of a tree like that of the weights, what an optimizer moves."""
+        return without(weights, self._unlearned)
+
+    def unlearned(self, weights: PyTree) -> Any:
+        """Of a tree like that of the weights, what is steered or frozen."""
+        return only(weights, self._unlearned)
 
     @cached_property
     def axes(self) -> PyTree[PartitionSpec]:
@@ -101,7 +159,7 @@ class Model:
 
         def init(key: PRNGKeyArray) -> Params:
             params = nnx.to_pure_dict(nnx.state(self._build(nnx.Rngs(key))))
-            return jax.tree.map(lambda w: w.astype(self._dtype(w)), params)
+            return jax.tree.map(lambda w, s: w.astype(s.dtype), params, self.shapes)
 
         shardings = layout.weight_shardings(self.shapes, self.axes) if layout else None
         return jax.jit(init, out_shardings=shardings)(key)

@@ -7,7 +7,7 @@ experts' devices, where they are multiplied in groups. So results are the same o
 # B batch, T length, D model size, E experts, C choices per token, G groups, S tokens of a group,
 # R rows received, M rows of a device's experts, F hidden size.
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,30 +18,30 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jscale.errors import ConfigError, did_you_mean
+from jscale.errors import ConfigError
 from jscale.mesh import Axes, constrain, per_shard, split_over
 from jscale.models import experts
 from jscale.models.decoder import Context
+from jscale.models.dispatching import Dispatch, Spread, Way, token_axes, way_of
 from jscale.models.draws import dropout, stream
-from jscale.models.feed import GLU, MLP, Feed, Reports, Style
-from jscale.models.gates import Choice, Groups, LinearRouter, Routing, Scores, Top2
-from jscale.models.layers import constant
-from jscale.models.sequence import ROWS, ways
-from jscale.pallas_kernels.dispatch import (
-    AllToAll,
-    Dispatcher,
-    Gather,
-    Local,
-    Ragged,
-    combine,
-    dispatch,
+from jscale.models.feed import GLU, MLP, Feed, Linear, Reports, Style
+from jscale.models.gates import (
+    Balance,
+    Choice,
+    Groups,
+    LinearRouter,
+    Noise,
+    Routing,
+    Scores,
+    Top2,
 )
-
-EXCHANGES: dict[str, Callable[[Any], Dispatcher]] = {
-    "gather": Gather,
-    "all_to_all": AllToAll,
-    "ragged": Ragged,
-}
+from jscale.models.gates.judge import Judged, judge
+from jscale.models.gates.routing import check_stack, warning_of
+from jscale.models.load import PREFIX
+from jscale.models.overlap import dealt, through
+from jscale.models.sequence import ROWS, ways
+from jscale.models.steered import Placed, steered
+from jscale.pallas_kernels.dispatch import Received
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,21 @@ class MoE:
     choice: Choice = Top2()  # who is chosen: Top1, Top2, TopK
     groups: Groups = Groups()  # of tokens, in each of which an expert has so many slots
     padding: bool = False  # whether padding is sent to experts as well
-    balance: float = 0.01  # weight of the loss that asks for even use
-    exchange: str = "gather"  # between devices that share experts: gather, all_to_all, ragged
+    balance: Balance = Balance(0.01)  # how even use is asked for
+    dispatch: Dispatch = Dispatch()  # how tokens get to experts that devices share
     weighs: str = "results"  # what a weight multiplies: results of an expert, or its inputs
+    latent: int | None = None  # size to which tokens are brought for experts; None: as they are
+    noise: Noise = Noise()  # of the router, in training
 
     def __post_init__(self) -> None:
         if self.experts < 1:
             raise ConfigError(f"experts must be at least 1, not {self.experts}")
-        if not self.balance >= 0:
-            raise ConfigError(f"MoE.balance must not be negative, not {self.balance}")
-        if self.exchange not in EXCHANGES:
-            hint = did_you_mean(self.exchange, EXCHANGES)
-            raise ConfigError(f"no exchange {self.exchange!r} of a MoE; {hint}")
+        if self.latent is not None and self.latent < 1:
+            raise ConfigError(f"MoE.latent must be at least 1 or None, not {self.latent}")
         if self.weighs not in ("results", "inputs"):
             raise ConfigError(f"MoE.weighs must be 'results' or 'inputs', not {self.weighs!r}")
-        for name, wanted in dict(of=(MLP, GLU), scores=Scores, choice=Choice).items():
+        parts = dict(of=(MLP, GLU), scores=Scores, choice=Choice, balance=Balance, noise=Noise)
+        for name, wanted in parts.items():
             if not isinstance(getattr(self, name), wanted):
                 raise ConfigError(f"MoE.{name} cannot be {getattr(self, name)!r}")
         self.choice.check(self.experts)
@@ -109,46 +109,74 @@ def check_feeds(feed: Feeds, layers: int) -> None:
         )
 
 
-class Mixture(nnx.Module):
-    """What `MoE` builds."""
+class Mixture(Placed):
+    """What `MoE` builds.
+
+    Its report `load/…`, named by the `path` of its weights in the whole network, is a `Load`.
+    """
 
     def __init__(self, c: MoE, dim: int, rngs: nnx.Rngs, style: Style):
+        check_stack(c.choice, style.decodes)
         self.c, self.drop, self.groups = c, style.drop, c.groups.within(style.decodes)
         self.router = c.scores.build(dim, c.experts, rngs, style.scheme)
-        self.correction = constant(0.0, scale=c.experts) if c.choice.corrected else None
+        corrected = c.choice.corrected
+        self.correction = steered(c.balance.steer, scale=c.experts) if corrected else None
+        inside = dim if c.latent is None else c.latent
+        make = lambda **sizes: Linear(sizes, rngs, style.scheme, 1.0, bias=False)
+        self.reduce = None if c.latent is None else make(embed=dim, head=inside)
+        self.restore = None if c.latent is None else make(head=inside, embed=dim)
         # Of its experts a token uses few: what `Model.shares` tells.
         share, axes = c.choice.choices / c.experts, lambda w: w.get_metadata()["out_sharding"]
         self.expert = jax.tree.map(
             lambda w: w.replace(out_sharding=("experts", *axes(w)), share=share),
-            jax.vmap(lambda rngs: c.of.build(dim, rngs, style))(rngs.split(c.experts)),
+            jax.vmap(lambda rngs: c.of.build(inside, rngs, style))(rngs.split(c.experts)),
             is_leaf=lambda w: isinstance(w, nnx.Variable),
         )
+
+    @property
+    def warning(self) -> str | None:
+        """What its choice of experts must tell."""
+        return warning_of(self.c.choice)
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is steered, balanced over the whole batch, or has bounds."""
+        return self.correction is not None or self.c.balance.scope == "global" or self.limited
+
+    @property
+    def limited(self) -> bool:
+        """Whether devices have room for only so many rows."""
+        return self.c.dispatch.room is not None
 
     def __call__(
         self, x: Float[Array, "B T D"], context: Context
     ) -> tuple[Float[Array, "B T D"], Reports]:
         with jax.named_scope("gate"):
-            routing = self.route(x, context)
+            routing, judged = self.route(x, context)
         with jax.named_scope("experts"):
-            y = self._mixed(x, routing.experts, routing.weights, context.key)
+            y = x if self.reduce is None else self.reduce(x)
+            y, lost = self._mixed(y, routing.experts, routing.weights, context.key)
+            y = y if self.restore is None else self.restore(y)
         y = dropout(y, self.drop.units, stream(context.key, "feed"))
-        loss = routing.loss
-        told = {"balance": lax.stop_gradient(loss), **routing.reports}
-        return y, {"penalty": self.c.balance * loss, **told}
+        load = judged.load._replace(overflow=lost.astype(jnp.float32))
+        told = {"penalty": judged.penalty, "balance": judged.balance, **routing.reports}
+        return y, {**told, PREFIX + self.path: load}
 
-    def route(self, x: Float[Array, "B T D"], context: Context) -> Routing:
-        """The experts and weights of all tokens, [B, T, C]; loss and reports are means of groups.
+    def route(self, x: Float[Array, "B T D"], context: Context) -> tuple[Routing, Judged]:
+        """The experts of all tokens, [B, T, C], and how even that is; reports are means of groups.
 
         Raises:
             ConfigError: the tokens cannot be grouped.
         """
         B, T, E = *x.shape[:2], self.c.experts
-        scores, real = self.router(x), self._real(x, context)
+        scores, real = self._scores(x, context), self._real(x, context)
+        tokens = context.tokens if getattr(self.c.choice, "by_token", False) else None
         groups, key = self._groups(B, T, context.key is not None), stream(context.key, "gate")
         if context.places is not None:  # in the order of the text, whoever holds which part
             order = jnp.argsort(context.places, 1)
             scores = jnp.take_along_axis(scores, order[..., None], 1)
             real = jnp.take_along_axis(real, order, 1)
+            tokens = None if tokens is None else jnp.take_along_axis(tokens, order, 1)
         if not self.c.choice.alone:
             scores = _together(scores, groups)
         scores, real = groups.fold(scores), groups.fold(real)
@@ -158,11 +186,19 @@ class Mixture(nnx.Module):
         correction = self.correction
         known = {} if correction is None else {"correction": correction[...].astype(jnp.float32)}
         choose = partial(self.c.choice, training=key is not None, **known)
-        each = jax.vmap(lambda s, r, u: choose(s, r, uniforms=u))(scores, real, uniforms)
-        chosen = [groups.unfold(a, B, T) for a in (each.experts, each.weights)]
+        given = {} if tokens is None else {"tokens": groups.fold(tokens)}
+        each = jax.vmap(lambda s, r, u, more: choose(s, r, uniforms=u, **more))(
+            scores, real, uniforms, given
+        )
+        judged = judge(self.c.balance, each, scores, real, lambda a: groups.unfold(a, B, T))
+        chosen = [groups.unfold(a, B, T) for a in each[:-1]]
         if context.places is not None:
             chosen = [jnp.take_along_axis(a, context.places[..., None], 1) for a in chosen]
-        return Routing(*chosen, *jax.tree.map(jnp.mean, (each.loss, each.reports)))
+        return Routing(*chosen, reports=jax.tree.map(jnp.mean, each.reports)), judged
+
+    def _scores(self, x: Float[Array, "B T D"], context: Context) -> Float[Array, "B T E"]:
+        read = self.c.noise.read(x, context.key)
+        return self.c.noise.said(self.router(read), context.key)
 
     def _real(self, x: Float[Array, "B T D"], context: Context) -> Bool[Array, "B T"]:
         """Which tokens are routed."""
@@ -177,38 +213,57 @@ class Mixture(nnx.Module):
         self.groups.check(batch, length)
         return self.groups
 
+    def way(self, tokens: int) -> Way:
+        """How the tokens of a batch, so many in all, get to their experts under the layout."""
+        expert, asked = self.expert, self.c.dispatch
+        # Of a stack of layers there is an axis more before those of a matrix.
+        sizes = [
+            m.kernel.shape[-2:] for m in (expert.gate, expert.up, expert.down) if m is not None
+        ]
+        weights, dim = self.c.experts * sum(map(math.prod, sizes)), sizes[-1][-1]
+        spread = Spread.under(tokens, self.c.choice.choices, dim, weights)
+        return way_of(asked if self.bounded else asked.unbounded, spread)
+
     def _mixed(
         self,
         x: Float[Array, "B T D"],
         chosen: Int[Array, "B T C"],
         weights: Float[Array, "B T C"],
         key: Any,
-    ) -> Float[Array, "B T D"]:
-        """Σ_c weights[c] · expert chosen[c] of x, by the devices that have these experts."""
-        held, lay = experts.held(self.expert)
-        shared, split = split_over("experts"), split_over("experts", None, "mlp")
-        name = shared[0] if len(shared) == 1 else shared
-        by = EXCHANGES[self.c.exchange](name) if shared else Local()
-        key = stream(key, "activation") if self.drop.activation else None
+    ) -> tuple[Float[Array, "B T D"], Int[Array, ""]]:
+        """Σ_c weights[c] · expert chosen[c] of x, by the devices that have these experts.
 
-        def part(x: Array, chosen: Array, weights: Array, held: Any, key: Any) -> Array:
+        And how many choices of the whole batch found no room.
+        """
+        held, lay = experts.held(self.expert)
+        split, way = split_over("experts", None, "mlp"), self.way(x.shape[0] * x.shape[1])
+        idle, counted = way.spread.idle, (*token_axes(), *way.spread.idle)
+        key = stream(key, "activation") if self.drop.activation else None
+        total = lambda a, axes=split: lax.psum(a, axes) if axes else a
+
+        def part(x: Array, chosen: Array, weights: Array, held: Any, key: Any) -> Any:
             flat = lambda a: a.reshape(-1, a.shape[-1])
             given = flat(x), flat(chosen), flat(weights)
-            tokens, chosen, weights = _weighed(*given) if self.c.weighs == "inputs" else given
-            received, ticket = dispatch(tokens, chosen, self.c.experts, by)
-            rows = experts.Rows(received, split)
-            y = experts.run(self.expert, held, rows, _own(key, split))
-            out = combine(y, weights, ticket, by)
-            out = lax.psum(out, split) if split else out
+            given = _weighed(*given) if self.c.weighs == "inputs" else given
+            if way.gathers:
+                held = jax.tree.map(lambda w: lax.all_gather(w, way.gathers, tiled=True), held)
+            own = _own(key, (*idle, *split))
+
+            def run(received: Received, chunk: int) -> Array:
+                drawn = jax.random.fold_in(own, chunk) if chunk and own is not None else own
+                return experts.run(self.expert, held, experts.Rows(received, split), drawn)
+
+            send = lambda mine: through(mine, self.c.experts, way, run, total)
+            out, lost = dealt(given, idle, send)
             if self.c.weighs == "inputs":
                 out = out.reshape(-1, self.c.choice.choices, x.shape[-1]).sum(1)
-            return out.reshape(x.shape)
+            return out.reshape(x.shape), total(lost, counted)
 
         rows = Axes(*ROWS, None)
         return per_shard(
             *(part, x, chosen, weights, held, key),
             inputs=(rows, rows, rows, lay, Axes()),
-            outputs=rows,
+            outputs=(rows, Axes()),
         )
 
 
@@ -222,7 +277,7 @@ def _weighed(
 
 def _own(key: Any, split: tuple[str, ...]) -> Any:
     """A key of this device alone: units are dropped where the rows of several devices meet."""
-    axes = (*split_over("batch"), *split_over(*ROWS), *split)
+    axes = (*token_axes(), *split)
     return jax.random.fold_in(key, lax.axis_index(axes)) if axes and key is not None else key
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jscale.errors import ConfigError
 from jscale.models.dense import Dense
-from jscale.models.gates import TopK
+from jscale.models.gates import Balance, TopK
 from jscale.models.olmo import OlmoAttention
 from jscale.models.sparse import Experts, SparseBlock
 
@@ -29,7 +29,8 @@ class OLMoE(Dense):
 
     biases: bool = False  # whether attention's projections add one
     clip: float | None = None  # bound of queries, keys and values, on both sides; None: none
-    experts: Experts = Experts(64, TopK(8, normalise=False), balance=0.01)  # of every layer
+    # Of every layer.
+    experts: Experts = Experts(64, TopK(8, normalise=False), balance=Balance(0.01))
 
     def __post_init__(self) -> None:
         super().__post_init__()

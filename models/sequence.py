@@ -75,11 +75,12 @@ class Order(NamedTuple):
     ) -> tuple[Int[Array, "B T"], Context]:
         """Tokens and what belongs to them, in this order."""
         if not self.axes:
-            return tokens, context
+            return tokens, context._replace(tokens=tokens)
         given = tokens, context.positions, context.segments
         tokens, positions, segments = self._moved(kernels.to_zigzag, given, ROWS)
         places = jnp.broadcast_to(kernels.zigzag_places(tokens.shape[1], self.ways), tokens.shape)
-        return tokens, context._replace(positions=positions, segments=segments, places=places)
+        moved = dict(positions=positions, segments=segments, places=places, tokens=tokens)
+        return tokens, context._replace(**moved)
 
     def undo(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Hidden states in the order in which their tokens were given."""

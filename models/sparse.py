@@ -13,10 +13,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jscale.errors import ConfigError
+from jscale.models.blockwise import Blockwise
 from jscale.models.causal import Block
 from jscale.models.decoder import Context
+from jscale.models.dispatching import Dispatch
 from jscale.models.feed import GLU, Clamp, Reports, Style
-from jscale.models.gates import LinearRouter, TopK
+from jscale.models.gates import Balance, Choice, LinearRouter, Noise, TopK
 from jscale.models.initial import Scheme
 from jscale.models.layers import SwiGLU, project, weight
 from jscale.models.moe import Mixture, MoE
@@ -49,14 +51,17 @@ class Experts:
     """
 
     count: int  # how many
-    choice: TopK = TopK(2)  # who is chosen, with what weight
+    choice: Choice = TopK(2)  # who is chosen, with what weight
     hidden: int | None = None  # size inside each; None: the `hidden` of the network
     shared: Shared | None = None  # what every token uses besides
-    balance: float = 0.001  # weight of the loss that asks for even use
-    exchange: str = "gather"  # between devices that share experts: gather, all_to_all, ragged
+    balance: Balance = Balance()  # how even use is asked for
+    dispatch: Dispatch = Dispatch()  # how tokens get to experts that devices share
     weighs: str = "results"  # what a weight multiplies: results of an expert, or its inputs
     biases: bool = False  # whether the router and the routed experts add them
     clamp: Clamp | None = None  # how the gates and values of routed experts are bounded; None: not
+    latent: int | None = None  # size to which tokens are brought for routed experts; None: not
+    noise: Noise = Noise()  # of the router, in training
+    precision: Blockwise | None = None  # of the products of routed experts; None: as elsewhere
 
     def __post_init__(self) -> None:
         self.routed(1)
@@ -66,12 +71,14 @@ class Experts:
         inside = hidden if self.hidden is None else self.hidden
         return MoE(
             self.count,
-            GLU(inside, bias=self.biases, clamp=self.clamp),
+            GLU(inside, bias=self.biases, clamp=self.clamp, precision=self.precision),
             LinearRouter(self.biases),
             self.choice,
             balance=self.balance,
-            exchange=self.exchange,
+            dispatch=self.dispatch,
             weighs=self.weighs,
+            latent=self.latent,
+            noise=self.noise,
         )
 
     def build(self, dim: int, hidden: int, rngs: nnx.Rngs) -> "SparseFeed":

@@ -36,7 +36,7 @@ class Turn(nnx.Module):
             for name, value in reports.items():
                 gathered.setdefault(name, []).append(value)
         stack = lambda *values: jnp.stack(values)
-        told = {name: stack(*values) for name, values in gathered.items()}
+        told = {name: jax.tree.map(stack, *values) for name, values in gathered.items()}
         return x, (told, jax.tree.map(stack, *each))
 
 

@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "jscale": {"mesh", "models"},
     "launch": {"mesh", "models", "jscale", "pallas_kernels"},  # the last for its bench
 }
-BORDER = {"jscale.models.model", "jscale.models.decoder"}  # what core knows of the models
+# What core knows of the models: a model, what decoders give, what experts did, what is steered.
+BORDER = {f"jscale.models.{name}" for name in ("model", "decoder", "load", "steered")}
 FORBIDDEN = {"utils", "common", "helpers", "helper", "manager", "base", "misc", "lib"}
 SUPPRESSION = re.compile(r"#\s*(type:\s*ignore|noqa|pyright:\s*ignore)")
 

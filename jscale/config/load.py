@@ -42,11 +42,16 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A recipe that comes with the package: its name, its file, the first line of its docstring."""
+    """A recipe that comes with the package: its name, its file, the first line of its docstring.
+
+    `others` are the further functions of the file that return a recipe, each with the first line of
+    its own docstring: `name:function` is one of them.
+    """
 
     name: str
     source: Path
     summary: str
+    others: Mapping[str, str] = field(default_factory=dict)
 
 
 def shipped(package: ModuleType) -> list[Shipped]:
@@ -55,9 +60,21 @@ def shipped(package: ModuleType) -> list[Shipped]:
     for entry in pkgutil.iter_modules(package.__path__):
         if not entry.name.startswith("_"):
             path = Path(package.__path__[0]) / f"{entry.name}.py"
-            text = ast.get_docstring(read_source(path).tree) or ""
-            found.append(Shipped(entry.name, path, text.partition("\n")[0]))
+            tree = read_source(path).tree
+            functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+            others = {x.name: _summary(x) for x in functions if _makes_another(x)}
+            found.append(Shipped(entry.name, path, _summary(tree), others))
     return found
+
+
+def _summary(node: ast.Module | ast.FunctionDef) -> str:
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def _makes_another(function: ast.FunctionDef) -> bool:
+    """Whether it says that it returns a recipe, and is not the one of the file's name."""
+    returned = function.returns is not None and ast.unparse(function.returns) == "Recipe"
+    return returned and function.name != FUNCTION and not function.name.startswith("_")
 
 
 def load(

@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 
@@ -18,7 +19,7 @@ class Arriving(Protocol):
 
 
 Numbers = Mapping[str, Array | Arriving | float]
-Fetched = tuple[int, dict[str, float]]
+Fetched = tuple[int, dict[str, Any]]
 
 
 class Pending:
@@ -43,7 +44,7 @@ class Pending:
         return len(self._waiting)
 
     def push(self, step: int, numbers: Numbers) -> None:
-        """Add the scalars of a step; returns at once."""
+        """Add the numbers of a step; returns at once."""
         self._waiting.append((step, dict(numbers)))
 
     def ready(self) -> list[Fetched]:
@@ -62,7 +63,12 @@ class Pending:
 
     def _take(self) -> Fetched:
         step, numbers = self._waiting.popleft()
-        return step, {name: float(value) for name, value in jax.device_get(numbers).items()}
+        return step, {name: _plain(value) for name, value in jax.device_get(numbers).items()}
+
+
+def _plain(value: Any) -> Any:
+    """A scalar as a number; what experts had to do, by layer, stays an array."""
+    return np.asarray(value) if np.ndim(value) else float(value)
 
 
 def _arrived(numbers: Numbers) -> bool:

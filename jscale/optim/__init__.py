@@ -9,6 +9,7 @@ and an optimizer enters through optax or through a user's own class with the thr
 from jscale.optim.adafactor import Adafactor
 from jscale.optim.adam import SGD, AdamW, Lion
 from jscale.optim.averaged import Averaged
+from jscale.optim.frozen import Frozen
 from jscale.optim.muon import Muon
 from jscale.optim.optimizer import Optimizer
 from jscale.optim.placement import Placement, Replicated, place, state_axes
@@ -30,6 +31,7 @@ __all__ = [
     "Averaged",
     "Constant",
     "Cosine",
+    "Frozen",
     "InverseSquareRoot",
     "Linear",
     "Lion",

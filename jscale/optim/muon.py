@@ -1,5 +1,6 @@
 """Muon: orthogonalised momentum for matrices, AdamW for everything else."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import optax
 import optax.contrib
 from jax.sharding import PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jscale.optim import checks
 from jscale.optim.matrices import sides
@@ -59,19 +60,59 @@ class Muon:
     def build(self, axes: PyTree, shapes: PyTree, steps: int) -> optax.GradientTransformation:
         """The transformation for a run of `steps` updates."""
         schedule = self.schedule.build(self.peak, steps)
-        muon = optax.contrib.muon(
-            schedule,
-            ns_steps=self.iterations,
-            beta=self.momentum,
-            eps=self.eps,
-            mu_dtype=self.moments,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            muon_weight_dimension_numbers=self.matrices(axes),
-            consistent_rms=self.rms,
+        elsewhere = {"b1": self.b1, "b2": self.b2, "eps": self.eps, "mu_dtype": self.moments}
+        kinds = jax.tree.map(lambda a: "muon" if self._matrix(a) else "adam", axes)
+        parts = optax.partition(
+            {
+                # In the places, and so under the names in checkpoints, that optax's `muon` has.
+                "muon": optax.chain(
+                    self._orthogonalised(axes),
+                    *(optax.identity(), optax.identity()),
+                    optax.scale_by_learning_rate(schedule),
+                ),
+                "adam": optax.adamw(schedule, **elsewhere, weight_decay=0.0, nesterov=True),
+            },
+            kinds,
         )
-        # optax masks the decay of Muon's part only; here it covers matrices and embeddings alike.
-        return clipped(self.clip, muon, decay_after(self.weight_decay, schedule, axes))
+        return clipped(self.clip, parts, decay_after(self.weight_decay, schedule, axes))
+
+    def _orthogonalised(self, axes: PyTree) -> optax.GradientTransformation:
+        """Nesterov's momentum, each matrix of it made orthogonal."""
+        own = jax.tree.map(lambda a: a if self._matrix(a) else optax.MaskedNode(), axes)
+        start = optax.contrib.scale_by_muon(mu_dtype=self.moments).init
+
+        def update(updates: PyTree, state: Any, params: Any = None) -> tuple[PyTree, Any]:
+            count, beta = optax.safe_increment(state.count), self.momentum
+            mu = optax.tree.update_moment(updates, state.mu, beta, 1)
+            ahead = optax.tree.bias_correction(mu, beta, optax.safe_increment(count))
+            now = optax.tree.bias_correction(updates, beta, count)
+            both = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, ahead, now)
+            new = jax.tree.map(self._orthogonal, both, own)
+            mu = optax.tree.cast(mu, self.moments)
+            return new, state._replace(count=count, mu=mu)
+
+        return optax.GradientTransformation(start, update)
+
+    def _orthogonal(self, x: Float[Array, "..."], axes: PartitionSpec) -> Float[Array, "..."]:
+        """Every matrix of a stack made orthogonal, at the root mean square of an update.
+
+        Stacks are mapped over one by one: optax puts them together, and where one of them is split
+        over devices (experts), these would all gather, and compute, the matrices of all.
+        """
+        before, after = sides(axes)
+        deep, within = before[0], lambda side: tuple(place - before[0] for place in side)
+        one = optax.contrib.scale_by_muon(
+            ns_steps=self.iterations,
+            beta=0.0,
+            eps=self.eps,
+            nesterov=False,
+            weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(*map(within, sides(axes))),
+        )
+        turned = lambda matrix: one.update(matrix, one.init(matrix))[0]
+        for _ in range(deep):
+            turned = jax.vmap(turned)
+        longer = max(math.prod(x.shape[place] for place in side) for side in (before, after))
+        return self.rms * longer**0.5 * turned(x)
 
     def evaluation_params(self, params: PyTree, state: Any) -> PyTree:
         """The parameters themselves."""

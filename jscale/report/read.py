@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jscale.errors import CheckpointError
+from jscale.errors import CheckpointError, DataError
+from jscale.experts.journal import Entry
+from jscale.experts.journal import read as read_journal
 from jscale.metrics.jsonl import Line, read_lines
 from jscale.run.starts import read_starts
 
 LARGEST, EXACT = 1e300, 2**53  # beyond, sums overflow, and whole numbers are not exact
+KEPT = 400  # steps of a long run's experts that are looked at, evenly spread
 ODD = "{} cannot be read, and its part of this page is missing"
 
 
@@ -53,6 +56,7 @@ class Account:
     layout: Mapping[str, Any] = field(default_factory=dict)
     starts: tuple[Mapping[str, Any], ...] = ()
     owner: Mapping[str, Any] = field(default_factory=dict)
+    experts: tuple[Entry, ...] = ()
     remarks: tuple[str, ...] = ()
 
     @property
@@ -144,6 +148,7 @@ def read_run(folder: Path) -> Account:
         layout=read("layout.json"),
         starts=tuple(starts),
         owner=read("lock"),
+        experts=read_experts(folder / "experts.jsonl", remarks),
         remarks=tuple(remarks),
     )
 
@@ -171,6 +176,15 @@ def read_metrics(path: Path) -> tuple[dict[str, Metric], tuple[Sample, ...]]:
     if not columns:
         raise CheckpointError(f"nothing has been logged in {path} yet: there is nothing to report")
     return {name: column(rows) for name, rows in columns.items()}, tuple(samples)
+
+
+def read_experts(path: Path, remarks: list[str]) -> tuple[Entry, ...]:
+    """What experts had to do in the steps that were kept, or as many of them as are looked at."""
+    try:
+        return tuple(read_journal(path, KEPT)) if path.exists() else ()
+    except (DataError, OSError):
+        remarks.append(ODD.format(path.name))
+        return ()
 
 
 def column(rows: list[tuple[int, float, float]]) -> Metric:

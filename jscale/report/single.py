@@ -2,6 +2,7 @@
 
 from jscale.pictures.markup import joined
 from jscale.pictures.page import page
+from jscale.report.experts import experts_section
 from jscale.report.overview import head, tiles
 from jscale.report.panels import Curves
 from jscale.report.read import Account
@@ -22,6 +23,7 @@ from jscale.report.story import (
 
 CONTENTS = {
     "curves": "Curves",
+    "experts": "Experts",
     "speed": "Speed",
     "memory": "Memory",
     "time": "Time",
@@ -34,12 +36,14 @@ CONTENTS = {
 
 def single_page(account: Account) -> str:
     """The page of a run, as HTML."""
-    curves = Curves([account])
+    curves, experts = Curves([account]), experts_section(account)
+    contents = [(key, title) for key, title in CONTENTS.items() if key != "experts" or experts]
     content = [
-        head(account, list(CONTENTS.items())),
+        head(account, contents),
         tiles(account),
         curves_section([account], [account.name], curves),
         last_values(account),
+        experts,
         speed_section(account, curves),
         memory_section(account),
         time_section(account),

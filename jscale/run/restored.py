@@ -94,7 +94,7 @@ def open_run(folder: Path, step: int | None = None, allow: Iterable[ModuleType] 
     restored = restore(folder / "checkpoints", train.shapes(task), step)
     state: train.State = restored.state
     notes += [f"step {bad.step} is damaged ({bad.reason})" for bad in restored.set_aside]
-    params = recipe.optimizer.evaluation_params(state.params, state.optimizer)
+    params = train.evaluation_params(task.model, recipe.optimizer, state)
     tokenizer = Tokenizer.load(folder)
     return Run(recipe, task, params, tokenizer, restored.step, tuple(notes), folder)
 

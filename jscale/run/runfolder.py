@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "starts.json"
 
     @property
+    def experts(self) -> Path:
+        """What each layer's experts had to do (`jscale.experts.journal`)."""
+        return self.path / "experts.jsonl"
+
+    @property
     def samples(self) -> Path:
         """What the model wrote, step by step."""
         return self.path / "samples.txt"

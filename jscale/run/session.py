@@ -3,13 +3,15 @@
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.tree_util
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from jscale import train
 from jscale.checkpoint.agreement import first_decides, said
@@ -20,8 +22,10 @@ from jscale.errors import CheckpointError, ConfigError
 from jscale.evaluation.examination import open_tasks
 from jscale.evaluation.heldout import why_no_bytes
 from jscale.evaluation.task import Questions
-from jscale.explain import as_data, explain_task
+from jscale.explain import as_data, dispatches_of, explain_task
 from jscale.mesh import MeshShape
+from jscale.mesh.layout import path_name
+from jscale.models.model import Model
 from jscale.prepare import Choice, real_mesh, task_of
 from jscale.recipe import Recipe, check_vocabulary
 from jscale.run.environment import environment
@@ -70,6 +74,8 @@ class Session:
             if jax.process_count() > 1:
                 where += f" of {jax.process_count()} processes"
             self.notes.append(f"{size} on {where}, mesh {reason}")
+            self.notes += announced(self.task.model)
+            self.notes += dispatches_of(self.task, recipe.data)
             self.notes += [*changes, *map(str, self.corpus.summary()["notices"])]
             if recipe.evaluation and self.corpus.heldout and (why := why_no_bytes(self.corpus)):
                 self.notes.append(f"evaluation without bits per byte: {why}")
@@ -135,6 +141,28 @@ class Session:
             CheckpointError: the last save failed; earlier steps are intact.
         """
         self._held.close()
+
+
+def announced(model: Model) -> Iterator[str]:
+    """What of a model does not learn, or not as one may think, as sentences."""
+    learned = {n for n, _ in named_sizes(model.learned(model.shapes))}
+    frozen = [(n, size) for n, size in named_sizes(model.shapes) if n not in learned]
+    frozen = [(n, size) for n, size in frozen if n not in model.steered]
+    if frozen:
+        count, names = sum(size for _, size in frozen), ", ".join(n for n, _ in frozen[:4])
+        more = f" and {len(frozen) - 4} more" if len(frozen) > 4 else ""
+        of_experts = " (experts are among them)" if any("/expert/" in n for n, _ in frozen) else ""
+        share = f"{count / 1e6:.2f} M of {model.size / 1e6:.2f} M parameters"
+        yield f"frozen: {share}, {len(frozen)} weight(s): {names}{more}{of_experts}"
+    if still := [name for name, rate in model.steered.items() if not rate]:
+        yield f"corrections of experts stay as they are: {', '.join(still[:4])}"
+    yield from model.warnings
+
+
+def named_sizes(tree: PyTree) -> list[tuple[str, int]]:
+    """The names of weights, and how many numbers each is."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(path_name(path), shape.size) for path, shape in flat]
 
 
 def is_new(path: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jscale import train
+from jscale.audit import idle, judge
 from jscale.checkpoint.agreement import all_come, first_decides
 from jscale.compiled import Compilation, Compiled
 from jscale.data.feed import feed
@@ -20,6 +21,8 @@ from jscale.evaluation.heldout import heldout_means
 from jscale.evaluation.subject import Subject
 from jscale.evaluation.task import EvaluationTask, Questions, Result
 from jscale.evaluation.trained import subject_of
+from jscale.experts.counts import is_load, layers
+from jscale.experts.journal import Journal
 from jscale.flops import flops_per_token
 from jscale.generate import Sampling
 from jscale.metrics.fetch import Pending
@@ -82,6 +85,7 @@ class Trainer:
         self._clock = Clock()
         self._throughput: Throughput | None = None
         self._values: dict[str, float] = {}  # the newest, by name
+        self._journal: Journal | None = None  # of experts; the first process keeps it
         self._signals = Signals()
         path = Path(folder) if folder is not None else Path("runs") / recipe.name
         with ExitStack() as undo:
@@ -99,6 +103,7 @@ class Trainer:
         spent = sum(self.seconds.values())
         self._starts = Starts(self.session.folder.starts, self.step, self.session.about, spent)
         self._program = Compiled(train.make_step(self.task), self._compiled, self._compiling)
+        self._roomy = None  # the step without bounds, if there are any and it was needed
         several = jax.process_count() > 1
         self._pending = Pending(early=not several)  # what is read decides how all of them go on
         self._asked: int | None = None  # the signal that all processes stop on
@@ -113,7 +118,7 @@ class Trainer:
     @property
     def evaluation_params(self) -> Params:
         """The parameters to evaluate, generate and export with."""
-        return self.recipe.optimizer.evaluation_params(self.state.params, self.state.optimizer)
+        return train.evaluation_params(self.task.model, self.recipe.optimizer, self.state)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -166,12 +171,43 @@ class Trainer:
             if self._owed:
                 self._every(self.step)
             while self.step < self.recipe.steps and not self._stop(stops):
-                self.state, metrics = self._program(self.state, self._next(batches))
+                metrics = self._advance(self._next(batches))
                 self.step, self._owed = self.step + 1, True
                 self._pending.push(self.step, metrics)
                 self._report(self._pending.ready())
-                yield Record(self.step, metrics)
+                yield Record(self.step, {n: m for n, m in metrics.items() if not is_load(n)})
                 self._every(self.step)
+
+    def _advance(self, batch: PyTree) -> train.Metrics:
+        """One step; done again without bounds where tokens found no room within them."""
+        self.state, metrics = self._program(self.state, batch)
+        if self.task.model.limited and float(metrics["moe_overflow"]):
+            metrics = self._again(batch, metrics)
+        metrics = dict(metrics)
+        squares = metrics.pop(train.SQUARES)
+        if not self.step:
+            self._audit(np.asarray(squares), jax.device_get(metrics))
+        return metrics
+
+    def _again(self, batch: PyTree, void: train.Metrics) -> train.Metrics:
+        """The step that was void, by a program without bounds; it is compiled when first needed.
+
+        What found no room is told as it was counted.
+        """
+        if self._roomy is None:
+            again = train.make_step(self.task.replay)
+            self._roomy = Compiled(again, self._compiled, self._compiling)
+        self.state, metrics = self._roomy(self.state, batch)
+        return {**metrics, **{n: m for n, m in void.items() if n.endswith("overflow")}}
+
+    def _audit(self, squares: np.ndarray, metrics: Mapping[str, Any]) -> None:
+        """See that all that should learn has a gradient."""
+        model = self.task.model
+        if not np.isfinite(squares).all():  # told by the guard
+            return
+        found = list(idle(squares, model.learned(model.shapes), model.learned(model.axes)))
+        for note in judge(found, list(layers(metrics)), self.recipe.guard.idle):
+            self.tell(Noted(note))
 
     @property
     def _training(self) -> AbstractContextManager[None]:
@@ -323,7 +359,8 @@ class Trainer:
     def _recall(self) -> None:
         """What the folder and the state know of the run up to now."""
         watch, path = self.state.watch, self.session.folder.summary
-        self._counts = {"skipped": int(watch.skipped), "spikes": int(watch.spikes)}
+        counted = ("skipped", "spikes", "replays")
+        self._counts = {name: int(getattr(watch, name)) for name in counted}
         self._owed = bool(self.session.note.get("owed"))  # `_every` of this step is to be done
         was = first_decides(lambda: read_summary(path)) if self.step else {}
         if was.get("step") == self.step:
@@ -338,6 +375,8 @@ class Trainer:
             with writing(folder.path):
                 write_samples(folder.samples, step + (not self._owed), ())
                 opened.append(self.recipe.logging.open(folder.path, step))
+                every = self.recipe.logging.every
+                self._journal = Journal(folder.experts, step, self.recipe.steps, every)
 
         first_decides(open_first)
         return opened[0] if opened else Writers(folder.path, step, ())
@@ -416,6 +455,8 @@ class Trainer:
         """Show and write metrics that have arrived, and stop where they say that all is lost."""
         for step, values in fetched:
             assert self._throughput is not None
+            self._keep(step, values)
+            values = {name: value for name, value in values.items() if not is_load(name)}
             self._throughput.step(int(values["tokens"]))
             rates, remaining = self._throughput.rates(), self.recipe.steps - step
             more = rates.values(remaining) if rates else {}
@@ -437,13 +478,28 @@ class Trainer:
                     " optimizer.peak, or look at the data of these steps"
                 )
 
+    def _keep(self, step: int, values: Mapping[str, Any]) -> None:
+        """Keep what experts had to do."""
+        if (
+            self._journal is not None
+            and self._journal.due(step)
+            and (found := list(layers(values)))
+        ):
+            with writing(self.session.folder.path):
+                self._journal.write(step, found)
+
     def _warn(self, step: int, values: Mapping[str, float]) -> None:
         more = {name for name in self._counts if values[name] > self._counts[name]}
-        if more:
+        if "replays" in more:
+            lost = f"{values['moe_overflow']:,.0f} choices of experts"
+            self.tell(
+                Noted(f"step {step}: {lost} found no room, and it was done again without bounds")
+            )
+        if more - {"replays"}:
             what = "is a spike" if "spikes" in more else "was not finite"
             left_out = " and was left out" if "skipped" in more else ""
             self.tell(Noted(f"step {step} {what}{left_out} (loss {values['loss']:.4g})"))
-            self._counts = {name: int(values[name]) for name in self._counts}
+        self._counts = {name: int(values[name]) for name in self._counts}
 
     def _write(self, step: int, group: str, values: Mapping[str, float]) -> None:
         named = {f"{group}/{name}": value for name, value in values.items()}

@@ -12,6 +12,7 @@ from jscale.errors import ConfigError
 from jscale.launch.bench.ceiling import Ceiling
 from jscale.launch.bench.measure import Clock, rounded
 from jscale.pallas_kernels.device import Device
+from jscale.pallas_kernels.tiles.processor import processor
 from jscale.pallas_kernels.tiles.table import file_name
 from jscale.run.environment import versions
 
@@ -43,16 +44,6 @@ def machine(where: Device, ceiling: Ceiling, clock: Clock) -> dict[str, Any]:
         "clock": clock.kind,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def read(path: Path) -> list[dict[str, Any]]:

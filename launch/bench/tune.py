@@ -8,9 +8,9 @@ import jax
 
 from jscale.launch.bench.case import first_line
 from jscale.launch.bench.measure import Clock, rounded, take_turns
-from jscale.launch.bench.results import processor
 from jscale.launch.bench.subject import Ready, Subject, Values, differentiable, wrong
 from jscale.pallas_kernels.device import Device
+from jscale.pallas_kernels.tiles.processor import processor
 from jscale.pallas_kernels.tiles.table import Row
 from jscale.pallas_kernels.tiles.tunable import Tunable, plain
 

@@ -26,8 +26,14 @@ def main(arguments: Sequence[str]) -> int:
     if asked.action == "copy":
         print(f"wrote {copy_recipe(asked.name, asked.dest)}")
     else:
-        show_rows([(recipe.name, recipe.summary) for recipe in _shipped()])
+        show_rows([row for recipe in _shipped() for row in _listed(recipe)])
     return 0
+
+
+def _listed(recipe: Shipped) -> list[tuple[str, str]]:
+    """Its name, and below it the names of the others in its file."""
+    others = [(f"  {recipe.name}:{name}", text) for name, text in recipe.others.items()]
+    return [(recipe.name, recipe.summary), *others]
 
 
 def _shipped() -> list[Shipped]:
@@ -42,6 +48,7 @@ def copy_recipe(name: str, dest: str | None) -> Path:
     Raises:
       ConfigError: there is no such recipe, or `dest` exists, is no .py file, or cannot be written.
     """
+    name = name.partition(":")[0]  # the file of mixtral_8x7b:finetune is that of mixtral_8x7b
     known = {recipe.name: recipe.source for recipe in _shipped()}
     if name not in known:
         raise ConfigError(f"there is no recipe {name!r}; {did_you_mean(name, known)}")

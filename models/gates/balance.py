@@ -7,15 +7,62 @@ TorchScale.
 # S tokens of a group, E experts, C choices per token.
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jscale.errors import ConfigError, did_you_mean
+
 Reports = dict[str, Float[Array, ""]]
 
 EXTREME = 0.2  # the share of experts that count as the most and the least used
 EPS = 1.1920929e-07  # of float32
+SCOPES = ("microbatch", "sequence", "global")
+COUNTED = ("chosen", "likeliest")
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How a network is brought to use its experts evenly.
+
+    A loss asks for it: weight · E · Σ_e f_e P_e, where f_e is the share of choices that expert e
+    has, and P_e the mean of its probability. It is 1 (times the weight) where use is even. Within a
+    "microbatch" each of the layer's groups of tokens is to be even, in a "sequence" each row of the
+    batch, and "global" is the whole batch of a step, however it is split over devices and
+    microbatches: where gradients are accumulated that takes one more pass forward. Source: Fedus et
+    al. 2021, arXiv 2101.03961; of sequences DeepSeek-AI 2024, arXiv 2412.19437; global Qiu et al.
+    2025, arXiv 2501.11873. The squares of logΣexp of scores: Zoph et al. 2022, ST-MoE, 2202.08906.
+
+    A corrected choice (`TopK(corrected=True)`) is balanced without a loss as well: after each step
+    the correction of an expert grows or falls by `steer`, as it was chosen less or more often than
+    the mean. Source: Wang et al. 2024, arXiv 2408.15664.
+
+    Raises:
+        ConfigError: a negative number, or an unknown name.
+    """
+
+    weight: float = 0.001  # of the loss that asks for even use
+    scope: str = "microbatch"  # what is to be even: microbatch, sequence, global
+    z: float = 0.0  # weight of the mean of (logΣexp of a token's scores)²
+    steer: float = 0.001  # by how much a correction moves after each step; 0: it stays
+    counted: str = "chosen"  # f_e is of those chosen, or of the likeliest without a correction
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "z", "steer"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"Balance.{name} must not be negative, not {vars(self)[name]}")
+        for name, known in (("scope", SCOPES), ("counted", COUNTED)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"no {value!r} for Balance.{name}; {did_you_mean(value, known)}")
+
+    def choices(self, gates: Float[Array, "S E"], chosen: Int[Array, "S K"]) -> Int[Array, "S K"]:
+        """The choices that are counted, as many as were chosen."""
+        if self.counted == "chosen":
+            return chosen
+        return jax.lax.top_k(gates, chosen.shape[1])[1]
 
 
 def mean(x: Float[Array, "S *E"], real: Bool[Array, " S"]) -> Float[Array, "*E"]:

@@ -9,21 +9,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jscale.errors import ConfigError
-from jscale.models.gates.balance import Reports
+from jscale.models.gates.balance import Reports, balance_loss
 from jscale.models.gates.capacity import Capacity
 
 
 class Routing(NamedTuple):
-    """The experts of each token, E where there is none, their weights, and how even it is.
+    """The experts of each token, E where there is none, their weights, and what they come from.
 
-    `loss` is 1 where experts are chosen equally often, and grows as they are not; what is in
-    `reports` carries no gradient.
+    `asked` are those that a token would go to if every expert had room for it, E where there is
+    none; `gates` its probabilities over experts, which sum to 1, and `counted` the choices that
+    balancing counts. What is in `reports` carries no gradient.
     """
 
     experts: Int[Array, "S C"]
     weights: Float[Array, "S C"]
-    loss: Float[Array, ""]
+    asked: Int[Array, "S C"]
+    gates: Float[Array, "S E"]
+    counted: Int[Array, "S K"]
     reports: Reports
+
+    def unevenness(self, real: Bool[Array, " S"]) -> Float[Array, ""]:
+        """1 where the tokens that count use experts equally often; it grows as they do not."""
+        return balance_loss(self.gates, self.counted, real)
 
 
 @runtime_checkable
@@ -34,6 +41,10 @@ class Choice(Protocol):
     `real` is False for padding, which is not routed. `training` chooses the capacity. `uniforms`
     are numbers from 0 to 1 in the shape that `draws` gives; without them nothing is left to chance.
     A `corrected` choice takes `correction=`, a number for each expert, as well.
+
+    It may have more properties: `causal`, False where the experts of a token depend on those after
+    it in evaluation too, so that no decoder can have it; `by_token`, True where it is called with
+    the numbers of `tokens=` as well; and `warning`, what must be told before it is used.
     """
 
     @property
@@ -70,18 +81,35 @@ def slots(capacity: Capacity | None, scores: Float[Array, "S E"], choices: int) 
     return None if capacity is None else capacity.slots(tokens, experts, choices)
 
 
+class Wish(NamedTuple):
+    """Who a token would go to, whether it wants to, and whether it can."""
+
+    index: Int[Array, "S C"]
+    wanted: Bool[Array, "S C"]
+    kept: Bool[Array, "S C"]
+
+
 def routed(
-    index: Int[Array, "S C"],
-    kept: Bool[Array, "S C"],
+    wish: Wish,
     weights: Float[Array, "S C"],
-    experts: int,
-    loss: Float[Array, ""],
+    gates: Float[Array, "S E"],
     reports: Reports,
+    counted: Int[Array, "S K"] | None = None,
 ) -> Routing:
-    """The routing where only what is kept goes to an expert and has a weight."""
-    nobody = jnp.where(kept, index.astype(jnp.int32), experts)
+    """The routing where only what is kept goes to an expert and has a weight.
+
+    Balancing counts all choices, unless it is given those that it should.
+    """
+    index, nobody = wish.index.astype(jnp.int32), gates.shape[1]
     told = jax.tree.map(jax.lax.stop_gradient, reports)
-    return Routing(nobody, jnp.where(kept, weights, 0.0), loss, told)
+    return Routing(
+        experts=jnp.where(wish.kept, index, nobody),
+        weights=jnp.where(wish.kept, weights, 0.0),
+        asked=jnp.where(wish.wanted, index, nobody),
+        gates=gates,
+        counted=index if counted is None else counted,
+        reports=told,
+    )
 
 
 def check_enough(choice: Choice, experts: int) -> None:
@@ -91,6 +119,20 @@ def check_enough(choice: Choice, experts: int) -> None:
             f"{type(choice).__name__} gives each token {choice.choices} experts and there are"
             f" {experts}: set experts to at least {choice.choices}, or choose by Top1()"
         )
+
+
+def check_stack(choice: Choice, decodes: bool) -> None:
+    """Raises ConfigError if it chooses by later tokens, and stands in a decoder."""
+    if decodes and not getattr(choice, "causal", True):
+        raise ConfigError(
+            f"{choice!r} chooses the experts of a token by those after it, which a decoder must not"
+            " know: it is for encoders; choose by TopK() here"
+        )
+
+
+def warning_of(choice: Choice) -> str | None:
+    """What must be told before it is used, if anything."""
+    return getattr(choice, "warning", None)
 
 
 def check_capacity(owner: Any, *names: str) -> None:

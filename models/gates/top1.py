@@ -12,6 +12,7 @@ from jscale.models.gates import balance
 from jscale.models.gates.capacity import Capacity, Even, within
 from jscale.models.gates.routing import (
     Routing,
+    Wish,
     check_capacity,
     check_enough,
     finite,
@@ -82,5 +83,4 @@ class Top1:
             **balance.overflow("first", real, kept[:, 0]),
         }
         weights = jnp.take_along_axis(gates, index, 1)
-        loss = balance.balance_loss(gates, first, real)
-        return routed(index, kept, weights, experts, loss, reports)
+        return routed(Wish(index, wanted, kept), weights, gates, reports)

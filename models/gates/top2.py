@@ -13,6 +13,7 @@ from jscale.models.gates import balance
 from jscale.models.gates.capacity import Capacity, Even, within
 from jscale.models.gates.routing import (
     Routing,
+    Wish,
     check_capacity,
     check_enough,
     finite,
@@ -106,8 +107,7 @@ class Top2:
         for choice, name in enumerate(("first", "second")):
             reports |= balance.usage(name, index[:, choice], real, experts)
             reports |= balance.overflow(name, wanted[:, choice], kept[:, choice])
-        loss = balance.balance_loss(gates, first, real)
-        return routed(index, kept, weights, experts, loss, reports)
+        return routed(Wish(index, wanted, kept), weights, gates, reports, first[:, None])
 
 
 def _to_one(weights: Float[Array, "S 2"]) -> Float[Array, "S 2"]:

@@ -126,5 +126,7 @@ def padding_first(
     assert context.segments is not None
     order = jnp.argsort(context.segments != 0, axis=1, stable=True)
     move = lambda x: jnp.take_along_axis(x, order, 1)
-    moved = context._replace(positions=move(context.positions), segments=move(context.segments))
-    return (move(tokens), moved), jnp.argsort(order, axis=1)
+    tokens = move(tokens)
+    positions, segments = move(context.positions), move(context.segments)
+    moved = context._replace(positions=positions, segments=segments, tokens=tokens)
+    return (tokens, moved), jnp.argsort(order, axis=1)

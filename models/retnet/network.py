@@ -18,7 +18,7 @@ from jscale.errors import ConfigError, did_you_mean
 from jscale.mesh import constrain
 from jscale.models.decoder import Context, Output, context_of, places_of
 from jscale.models.draws import Drawing, drop_path, dropout, stream
-from jscale.models.feed import GLU, Drop, Feed, Style
+from jscale.models.feed import GLU, Drop, Feed, Style, apart
 from jscale.models.initial import scheme_of, table
 from jscale.models.layers import Embed, RMSNorm, Stack, Unembed, check_remat
 from jscale.models.moe import Feeds, check_feeds, feeds_of
@@ -180,8 +180,8 @@ class Network(Drawing):
         x = x if self.norm is None else self.norm(x)
         if back is not None:
             x = jnp.take_along_axis(x, back[..., None], 1)
-        penalty = jnp.sum(reports.pop("penalty", jnp.zeros(())))
-        return Output(x, reports, cache, penalty)
+        told = apart(reports)
+        return Output(x, told.reports, cache, told.penalty, told.loads)
 
     def enter(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The embeddings of tokens, as the first block gets them."""

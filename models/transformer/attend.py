@@ -58,11 +58,12 @@ class Scene(NamedTuple):
     key: Any = None  # a PRNGKeyArray or None
     scores: Scores = PLAIN
     source: Source | None = None
+    tokens: Int[Array, "B T"] | None = None  # as numbers, where they are any
 
     @property
     def context(self) -> Context:
         """What other networks' layers know."""
-        return Context(self.positions, self.segments, self.places, self.key)
+        return Context(self.positions, self.segments, self.places, self.key, self.tokens)
 
 
 class Heading(nnx.Module):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jscale.errors import ConfigError
 from jscale.models.decoder import Begun, KeysValues, Output, places_of
 from jscale.models.draws import Drawing, stream
-from jscale.models.feed import Drop, without_penalty
+from jscale.models.feed import Drop, apart
 from jscale.models.layers import Embed
 from jscale.models.moe import Feeds
 from jscale.models.norms import Layer, Norm
@@ -121,8 +121,9 @@ class EncoderDecoderNetwork(Headed, Drawing):
         reads = source_of(read.hidden, source_segments)
         scene = scene_of(tokens, positions, segments, key, reads)
         x, reports, _ = self.decoder(self.embed, tokens, scene)
-        reports, penalty = without_penalty(reports)
-        return Output(x, {**read.reports, **reports}, None, read.penalty + penalty)
+        told = apart(reports)
+        reports, loads = {**read.reports, **told.reports}, {**read.loads, **told.loads}
+        return Output(x, reports, None, read.penalty + told.penalty, loads)
 
     def encode(
         self, source: Int[Array, "B S"], segments: Int[Array, "B S"] | None = None
@@ -131,8 +132,9 @@ class EncoderDecoderNetwork(Headed, Drawing):
         key = None if self.key is None else stream(self.key, "encoder")
         scene = scene_of(source, None, segments, key)
         x, reports, _ = self.encoder(self._source_embed(), source, scene)
-        reports, penalty = without_penalty(reports)
-        return Output(x, {f"encoder_{k}": v for k, v in reports.items()}, None, penalty)
+        told = apart(reports)
+        reports = {f"encoder_{name}": value for name, value in told.reports.items()}
+        return Output(x, reports, None, told.penalty, told.loads)
 
     def read(
         self, source: Int[Array, "B S"], segments: Int[Array, "B S"] | None, length: int

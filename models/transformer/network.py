@@ -15,7 +15,7 @@ from jscale.errors import ConfigError
 from jscale.mesh import Chosen
 from jscale.models.decoder import KeysValues, Output
 from jscale.models.draws import Drawing
-from jscale.models.feed import Drop, without_penalty
+from jscale.models.feed import Drop, apart
 from jscale.models.initial import Scheme, table
 from jscale.models.layers import Embed
 from jscale.models.moe import Feeds
@@ -146,8 +146,8 @@ class EncoderNetwork(_Single):
         """Hidden states; segment 0 is padding, on either side."""
         scene = scene_of(tokens, positions, segments, self.key)
         x, reports, _ = self.tower(self.embed, tokens, scene)
-        reports, penalty = without_penalty(reports)
-        return Output(x, reports, None, penalty)
+        told = apart(reports)
+        return Output(x, told.reports, None, told.penalty, told.loads)
 
 
 class DecoderNetwork(_Single):
@@ -166,8 +166,8 @@ class DecoderNetwork(_Single):
         """Hidden states of each token from those up to it."""
         scene = scene_of(tokens, positions, segments, self.key)
         x, reports, cache = self.tower(self.embed, tokens, scene, cache)
-        reports, penalty = without_penalty(reports)
-        return Output(x, reports, cache, penalty)
+        told = apart(reports)
+        return Output(x, told.reports, cache, told.penalty, told.loads)
 
     def exchange(self, length: int) -> Chosen | None:
         """What attention exchanges under the current layout; None where devices have whole rows."""

@@ -57,8 +57,11 @@ class Tower(nnx.Module):
         `source` holds, for each layer, keys and values of what a decoder reads besides.
         """
         order = self._order(tokens.shape[1], cache)
-        tokens, (positions, segments, places, _) = order.apply(tokens, scene.context)
-        scene = scene._replace(positions=positions, segments=segments, places=places)
+        tokens, (*where, _, numbers) = order.apply(tokens, scene.context)
+        positions, segments, places = where
+        scene = scene._replace(
+            positions=positions, segments=segments, places=places, tokens=numbers
+        )
         x = self._embedded(embed(tokens), scene)
         scene = self._scored(scene, cache, source)
         state = State(cache, source, self.drop.paths(self.stage.layers))
@@ -139,4 +142,4 @@ def scene_of(
         positions = places_of(segments)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return Scene(positions, segments, key=key, source=source)
+    return Scene(positions, segments, key=key, source=source, tokens=tokens)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from jscale.pallas_kernels.dispatch.order import Order, by_expert, check_results, weigh
 from jscale.pallas_kernels.dispatch.signature import (
     Received,
     check_rows,
     devices_along,
+    lost,
     own_experts,
 )
 
@@ -41,13 +42,8 @@ class Gather:
         mine = choices - lax.axis_index(self.axis) * own
         mine = jnp.where(choices < experts, mine, own)
         order = by_expert(mine, own, self.rows)
-        return Received(x, order.token, order.sizes, self._lost(mine, own, order)), order
-
-    def _lost(self, mine: Int[Array, "nT C"], own: int, order: Order) -> Int[Array, ""]:
-        """How many of this device's own choices found no room anywhere."""
-        lost = (mine >= 0) & (mine < own) & (order.place == order.origin.shape[0])
-        each = lost.sum(1).reshape(lax.axis_size(self.axis), -1).sum(1).astype(jnp.int32)
-        return lax.psum_scatter(each, self.axis)
+        dropped = lost(order.without_row(mine), self.axis)
+        return Received(x, order.token, order.sizes, dropped), order
 
     def combine(self, y: Array, weights: Array, ticket: Order) -> Array:
         """The weighted sum over this device's experts, then over devices."""

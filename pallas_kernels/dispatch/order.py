@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jscale.errors import ConfigError
 from jscale.pallas_kernels.grouped_matmul.rows import taken
@@ -31,6 +31,11 @@ class Order(NamedTuple):
     def token(self) -> Int[Array, " M"]:
         """The token of each row; T where there is none."""
         return self.origin // self.place.shape[1]
+
+    def without_row(self, choices: Int[Array, "T C"]) -> Bool[Array, "T C"]:
+        """Which of the choices that were sorted are of somebody, and yet have no row."""
+        there = (choices >= 0) & (choices < self.sizes.shape[0])
+        return there & (self.place == self.origin.shape[0])
 
 
 def by_expert(choices: Int[Array, "T C"], experts: int, rows: int | None = None) -> Order:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jscale.errors import ConfigError
 
@@ -42,7 +42,8 @@ def dispatch(
 
     `choices` are the experts of each token, counted over the whole; outside 0 … E−1 is no expert
     (padding), and costs nothing. Experts are split over devices in their order. Inside `shard_map`
-    for all ways but `Local`. No token is lost without being counted in `Received.dropped`.
+    for all ways but `Local` and `OneHot()`. No token is lost without being counted in
+    `Received.dropped`.
 
     Raises:
         ConfigError: choices that do not fit, an axis that is not there, or experts that do not
@@ -115,8 +116,8 @@ def devices_along(axis: str | tuple[str, ...]) -> int:
         return lax.axis_size(axis)
     except NameError as error:
         raise ConfigError(
-            f"dispatch: axis {axis!r} is no mesh axis of a shard_map around this; only Local works"
-            " without one"
+            f"dispatch: axis {axis!r} is no mesh axis of a shard_map around this; only Local and"
+            " OneHot() work without one"
         ) from error
 
 
@@ -129,3 +130,14 @@ def own_experts(experts: int, devices: int) -> int:
     if experts % devices:
         raise ConfigError(f"dispatch: {experts} experts do not divide over {devices} devices")
     return experts // devices
+
+
+def lost(without: Bool[Array, "T C"], axis: str | tuple[str, ...] | None) -> Int[Array, ""]:
+    """How many choices of this device have no row, where `without` marks those of all devices.
+
+    Each device marks the choices of its own experts, for tokens that stand device after device.
+    """
+    if axis is None:
+        return without.sum(dtype=jnp.int32)
+    each = without.reshape(lax.axis_size(axis), -1).sum(1, dtype=jnp.int32)
+    return lax.psum_scatter(each, axis)

@@ -14,7 +14,7 @@ from jscale.formats.huggingface import config_of, files, table
 from jscale.mesh import MeshShape
 from jscale.models import DeepSeekV2, DeepSeekV3, GLM4MoE
 from jscale.models.cards import CARDS
-from jscale.models.gates import Limit, TopK
+from jscale.models.gates import Balance, Limit, TopK
 from jscale.models.latent import Latent
 from jscale.models.rope_scaling import LinearScaling, YaRN
 from jscale.models.sparse import Experts, Shared
@@ -55,7 +55,7 @@ def having(config, **changes):
     [
         V2,
         replace(V2, latent=replace(LATENT, q=None, biases=True), dense=0, tied=True),
-        having(V2, choice=replace(PLAIN, limit=Limit(2, 1, best=1)), balance=0.01),
+        having(V2, choice=replace(PLAIN, limit=Limit(2, 1, best=1)), balance=Balance(0.01)),
         replace(V2, scaling=YARN, sharpened=0.707),
         V3,
         replace(V3, scaling=replace(YARN, attention=1.3), sharpened=0.7, ahead=2, dense=2),

@@ -21,7 +21,7 @@ from jscale.losses import NextToken
 from jscale.mesh import Layout, MeshShape, make_mesh
 from jscale.models import GptOss, Mixtral, Model, OLMoE, Qwen3MoE
 from jscale.models.feed import Clamp
-from jscale.models.gates import TopK
+from jscale.models.gates import Balance, TopK
 from jscale.models.gpt_oss import EXPERTS
 from jscale.models.rope_scaling import YaRN
 from jscale.models.sparse import Experts, Shared
@@ -59,11 +59,11 @@ def write(folder, config=MIXTRAL, **changes):
     "config",
     [
         MIXTRAL,
-        replace(MIXTRAL, window=7, experts=Experts(5, TopK(3), balance=0.02)),
+        replace(MIXTRAL, window=7, experts=Experts(5, TopK(3), balance=Balance(0.02))),
         QWEN,
         replace(QWEN, dense=(0, 1), biases=True),
         OLMOE,
-        replace(OLMOE, clip=8.0, experts=Experts(5, TopK(3), balance=0.01)),
+        replace(OLMOE, clip=8.0, experts=Experts(5, TopK(3), balance=Balance(0.01))),
         OSS,
         replace(
             OSS,

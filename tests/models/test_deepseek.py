@@ -18,7 +18,7 @@ from jscale.guard import Guard
 from jscale.losses import FurtherTokens, NextToken, measured
 from jscale.mesh import Layout, make_mesh
 from jscale.models import DeepSeekV3, GLM4MoE, Model
-from jscale.models.gates import Limit, TopK
+from jscale.models.gates import Balance, Limit, TopK
 from jscale.models.latent import Latent
 from jscale.models.rope_scaling import YaRN
 from jscale.models.sparse import Experts, Shared
@@ -36,7 +36,7 @@ TINY = DeepSeekV3(
         TopK(3, "sigmoid", scale=2.5, corrected=True, limit=Limit(3, 2)),
         hidden=12,
         shared=Shared(24),
-        balance=0.0,
+        balance=Balance(0.0),
     ),
     latent=Latent(kv=16, q=24, plain=8, rotated=4, value=6),
     scaling=YARN,

@@ -121,7 +121,7 @@ def test_one_expert_may_take_all(choice):
     out = choice(scores, jnp.ones(8, bool), training=True)
     room = choice.training.slots(8, 4, 2 if isinstance(choice, Top2) else 1)
     assert (out.experts[:, 0] == 2).tolist() == [True] * room + [False] * (8 - room)
-    np.testing.assert_allclose(out.loss, 4, rtol=1e-5)
+    np.testing.assert_allclose(out.unevenness(jnp.ones(8, bool)), 4, rtol=1e-5)
     assert out.reports["first_unused"] == 3 and out.reports["first_top"] == 100
 
 
@@ -130,11 +130,13 @@ def test_one_expert_may_take_all(choice):
 def test_no_tokens_at_all(choice, tokens, real):
     """None in the group, or only padding: no not-a-number anywhere."""
     scores = jnp.ones((tokens, 4))
-    run = lambda s: choice(s, jnp.full(tokens, real), training=True)
-    out = run(scores)
+    real = jnp.full(tokens, real)
+    run = lambda s: choice(s, real, training=True)
+    out, loss = run(scores), lambda s: run(s).unevenness(real)
     assert (out.experts == 4).all()
-    assert all(bool(jnp.isfinite(x).all()) for x in (out.weights, out.loss, *out.reports.values()))
-    assert bool(jnp.isfinite(jax.grad(lambda s: run(s).loss + run(s).weights.sum())(scores)).all())
+    found = (out.weights, loss(scores), *out.reports.values())
+    assert all(bool(jnp.isfinite(x).all()) for x in found)
+    assert bool(jnp.isfinite(jax.grad(lambda s: loss(s) + run(s).weights.sum())(scores)).all())
 
 
 def test_padding_changes_nothing_but_the_slots():
@@ -145,13 +147,13 @@ def test_padding_changes_nothing_but_the_slots():
     assert (all_.experts[real] == own.experts).all() and (all_.experts[~real] == 3).all()
     for name in own.reports:
         np.testing.assert_allclose(all_.reports[name], own.reports[name], rtol=1e-6, err_msg=name)
-    np.testing.assert_allclose(all_.loss, own.loss, rtol=1e-6)
+    np.testing.assert_allclose(all_.unevenness(real), own.unevenness(REAL[:4]), rtol=1e-6)
 
 
 def test_the_loss_is_one_where_use_is_even_and_only_it_has_a_gradient():
     even = 5.0 * jnp.tile(jnp.eye(3), (2, 1))
-    np.testing.assert_allclose(Top1()(even, REAL, training=True).loss, 1, rtol=1e-6)
-    grad = jax.grad(lambda s: Top1()(s, REAL, training=True).loss)(SCORES)
+    np.testing.assert_allclose(Top1()(even, REAL, training=True).unevenness(REAL), 1, rtol=1e-6)
+    grad = jax.grad(lambda s: Top1()(s, REAL, training=True).unevenness(REAL))(SCORES)
     assert bool((grad != 0).any())
     told = lambda s: sum(Top2(Always())(s, REAL, training=True).reports.values())
     assert (jax.grad(told)(SCORES) == 0).all()

@@ -12,7 +12,8 @@ from close import LAYOUT, SAME, assert_close
 from jscale.errors import ConfigError
 from jscale.mesh import Layout, make_mesh
 from jscale.models.decoder import Context
-from jscale.models.gates import Choice, Limit, TopK
+from jscale.models.dispatching import Dispatch
+from jscale.models.gates import Balance, Choice, Limit, TopK
 from jscale.models.model import Model
 from jscale.models.sparse import Experts, Shared
 
@@ -36,7 +37,7 @@ def wanted(choice: TopK, x: np.ndarray, correction: np.ndarray) -> tuple[list[in
     values = {"softmax": p / p.sum(), "softmax_of_chosen": x, "sigmoid": 1 / (1 + np.exp(-x))}
     v = values[choice.weights]
     ranked = v + correction if choice.corrected else v.copy()
-    if (limit := choice.limit) is not None:
+    if isinstance(limit := choice.limit, Limit):
         groups = np.split(ranked, limit.groups)
         good = [np.sort(group)[-limit.best :].sum() for group in groups]
         for number in np.argsort(good)[: limit.groups - limit.kept]:
@@ -66,9 +67,10 @@ def test_a_choice_is_its_formula(name):
 def test_the_loss_is_1_where_use_is_even_and_e_over_k_where_all_have_the_same():
     even = jnp.eye(4)[jnp.arange(8) % 4] * 1e-3
     choice = TopK(1)
-    assert abs(float(choice(even, jnp.ones(8, bool), training=True).loss) - 1) < 1e-5
+    real = jnp.ones(8, bool)
+    assert abs(float(choice(even, real, training=True).unevenness(real)) - 1) < 1e-5
     same = jnp.tile(jnp.array([[50.0, 50.0, 0.0, 0.0]]), (8, 1))
-    assert abs(float(TopK(2)(same, jnp.ones(8, bool), training=True).loss) - 2) < 1e-5
+    assert abs(float(TopK(2)(same, real, training=True).unevenness(real)) - 2) < 1e-5
 
 
 def test_a_correction_chooses_without_weighting_and_has_no_gradient():
@@ -115,7 +117,8 @@ class Alone:
         return self.experts.build(D, F, rngs)
 
 
-LAYER = Alone(Experts(8, CHOICES["deepseek 3"], shared=Shared(12, gated=True), balance=1.0))
+EVEN = Balance(1.0)
+LAYER = Alone(Experts(8, CHOICES["deepseek 3"], shared=Shared(12, gated=True), balance=EVEN))
 X, BACK = jax.random.normal(jax.random.key(2), (2, B, T, D))
 SEGMENTS = jnp.ones((B, T), int).at[1, 4:].set(0)
 CONTEXT = Context(jnp.broadcast_to(jnp.arange(T), (B, T)), SEGMENTS)
@@ -151,12 +154,12 @@ def by_loops(params, x, config):
     if c.shared is not None:
         shared = swiglu(x, *(params["shared"][name] for name in ("gate", "up", "down")))
         y += jax.nn.sigmoid(x @ params["shared_gate"])[:, None] * shared
-    return y.reshape(X.shape), routing.loss * c.balance
+    return y.reshape(X.shape), routing.unevenness(real)
 
 
 @pytest.mark.parametrize(
     "config",
-    [LAYER, Alone(Experts(8, TopK(2, "sigmoid", normalise=False), weighs="inputs", balance=1.0))],
+    [LAYER, Alone(Experts(8, TopK(2, "sigmoid", normalise=False), weighs="inputs", balance=EVEN))],
     ids=["deepseek 3", "inputs"],
 )
 def test_a_layer_is_its_formula_in_values_and_gradients(config):
@@ -186,5 +189,5 @@ MESHES = (dict(expert=4), dict(fsdp=2, expert=2, tensor=2), dict(context=2, expe
     ],
 )
 def test_every_mesh_gives_what_one_device_does(axes, exchange):
-    config = Alone(replace(LAYER.experts, exchange=exchange))
+    config = Alone(replace(LAYER.experts, dispatch=Dispatch(exchange)))
     assert_close(computed(config, tuple(axes.items())), computed(LAYER), LAYOUT)

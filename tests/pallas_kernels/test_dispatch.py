@@ -11,10 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jscale.errors import ConfigError
-from jscale.pallas_kernels.dispatch import AllToAll, Gather, Local, Ragged, combine, dispatch
+from jscale.pallas_kernels.dispatch import (
+    AllToAll,
+    Gather,
+    Local,
+    OneHot,
+    Ragged,
+    combine,
+    dispatch,
+)
 from jscale.pallas_kernels.dispatch.order import by_expert, collect, weigh
 from jscale.pallas_kernels.dispatch.reference import reference
 from jscale.pallas_kernels.grouped_matmul import grouped_matmul
+from jscale.pallas_kernels.grouped_matmul.rows import taken
 
 FLOAT32 = 1e-5  # relative Frobenius error
 SLOW = pytest.mark.slow
@@ -91,15 +100,16 @@ def split(by, axes, x, w, weights, choices):
     )(x, w, weights, choices)
 
 
+@pytest.mark.parametrize("by", [Local(), OneHot()], ids=["local", "one-hot"])
 @pytest.mark.parametrize("load", LOADS)
-def test_without_an_exchange(load):
+def test_without_an_exchange(load, by):
     problem = draw(load)
-    found, dropped = everything(partial(layer, Local(), 8), *problem)
+    found, dropped = everything(partial(layer, by, 8), *problem)
     near(found, wanted(*problem))
     assert dropped == 0
 
 
-WAYS = {"gather": Gather, "all-to-all": AllToAll, "ragged": Ragged}
+WAYS = {"gather": Gather, "all-to-all": AllToAll, "ragged": Ragged, "one-hot": OneHot}
 MESHES = [
     dict(fsdp=1, expert=8, tensor=1),
     dict(fsdp=2, expert=2, tensor=2),
@@ -155,6 +165,28 @@ def test_there_and_back_is_the_identity(seed, choices, experts, rows):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_over_devices_and_back_is_the_identity(way):
+    """Rows that no expert changes come back as they were, and so do gradients."""
+    x, _, _, choices, back = draw("padding", choices=3, F=6)
+    mesh = jax.make_mesh((4,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def there_and_back(x, weights, choices):
+        received, ticket = dispatch(x, choices, 8, by := WAYS[way]("expert"))
+        return combine(taken(received.x, received.rows), weights, ticket, by)
+
+    run = jax.shard_map(
+        there_and_back, mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False
+    )
+    there = np.asarray((choices >= 0) & (choices < 8))
+    given = x, None, jnp.ones(choices.shape), choices, back
+    with_none = lambda x, w, weights, choices: (run(x, weights, choices), ())
+    (out, by_tokens, _, by_weights), _ = everything(with_none, *given)
+    near(out, x * there.sum(1)[:, None])
+    near(by_tokens, back * there.sum(1)[:, None])
+    near(by_weights, (x * back).sum(1)[:, None] * there)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_what_finds_no_room_is_counted_and_gives_nothing(way):
     """With bounded buffers results are those of the choices that were kept, and no other."""
     x, w, weights, choices, back = draw("skewed", seed=3)
@@ -165,6 +197,20 @@ def test_what_finds_no_room_is_counted_and_gives_nothing(way):
     # Which choices were kept is read off the gradients of their weights.
     kept = np.asarray(grads[2]) != 0
     assert kept.sum() == choices.size - lost and 0 < lost < choices.size
+    near((out, *grads), wanted(x, w, weights, jnp.where(kept, choices, -1), back))
+
+
+@pytest.mark.parametrize("way", [Local, OneHot])
+def test_a_device_alone_has_a_bound_as_well(way):
+    """The choices of the last experts are dropped, and the last tokens of the one that is cut."""
+    x, w, weights, choices, back = draw("padding", seed=4)
+    run = partial(layer, way(rows=20), 8)
+    (out, *grads), dropped = everything(run, x, w, weights, choices, back)
+    flat = np.asarray(choices).reshape(-1)
+    valid = (flat >= 0) & (flat < 8)
+    ranked = np.argsort(np.where(valid, flat, 8), kind="stable")
+    kept = np.isin(np.arange(64), ranked[: min(20, valid.sum())]).reshape(choices.shape)
+    assert dropped == valid.sum() - 20 > 0
     near((out, *grads), wanted(x, w, weights, jnp.where(kept, choices, -1), back))
 
 
@@ -285,6 +331,9 @@ FLAWED = [
     (dict(by=Gather("expert")), "axis 'expert' is no mesh axis"),
     (dict(by=AllToAll("expert")), "axis 'expert' is no mesh axis"),
     (dict(by=Ragged("expert")), "axis 'expert' is no mesh axis"),
+    (dict(by=OneHot("expert")), "axis 'expert' is no mesh axis"),
+    (dict(by=OneHot(), y=jnp.zeros((3, 4))), r"must have a result for each of the 64 rows"),
+    (dict(by=OneHot(), weights=jnp.zeros((32, 3))), r"weights \(32, 3\) must be those of choices"),
     (dict(y=jnp.zeros((3, 4))), r"y \(3, 4\) must have a result for each of the 64 rows"),
     (dict(y=jnp.zeros(64)), r"y must be real numbers \[M, F\]"),
     (dict(weights=jnp.zeros((32, 3))), r"weights \(32, 3\) must be those of choices \(32, 2\)"),
@@ -316,7 +365,9 @@ def test_experts_that_do_not_divide_are_named(way):
         jax.shard_map(run, mesh=mesh, in_specs=(each, each), out_specs=each)(x, choices)
 
 
-@pytest.mark.parametrize("way", [Gather, AllToAll, Ragged])
+@pytest.mark.parametrize("way", WAYS.values())
 def test_no_room_at_all_is_named(way):
     with pytest.raises(ConfigError, match="must be a whole number of at least 1 or None, not 0"):
         way("expert", 0)
+    with pytest.raises(ConfigError, match="Local.rows must be"):
+        Local(0)

@@ -20,6 +20,7 @@ from jscale.models.draws import stream
 from jscale.models.feed import MLP, Drop, Style
 from jscale.models.gates import (
     Always,
+    Balance,
     ByWeight,
     CosineRouter,
     Even,
@@ -149,14 +150,14 @@ def test_routing_is_the_originals(setting, monkeypatch):
 
     def both(x):
         out = choice(x, real, training=training, uniforms=jnp.asarray(uniforms))
-        return out.loss + (ours_by_expert(out) * back).sum(), out
+        return out.unevenness(real) + (ours_by_expert(out) * back).sum(), out
 
     grad, out = jax.jit(jax.grad(both, has_aux=True))(jnp.asarray(scores()))
     chosen = np.asarray(jax.nn.one_hot(out.experts, EXPERTS).sum(1)) > 0
     assert (chosen == (mask.sum(2) > 0).numpy()).all()
     near(ours_by_expert(out), slots_of(combine).detach(), 1e-6)
     near(grad, given.grad, CLOSE)
-    near(out.loss, loss.detach(), LOSS)
+    near(out.unevenness(real), loss.detach(), LOSS)
     for theirs, ours in METADATA.items():
         if theirs in metadata:
             near(out.reports[ours], metadata[theirs], 1e-4, theirs)
@@ -263,7 +264,7 @@ def test_the_layer_is_the_originals(setting, monkeypatch):
     y, loss = layer(given)
     (loss + (y * torch.tensor(back)).sum()).backward()
 
-    start, call = arrays(ours(*setting, balance=1.0))
+    start, call = arrays(ours(*setting, balance=Balance(1.0)))
     rows = table(xmoe, subln)
     params = rows.read(original.weights(layer), shapes_of(start))
     for name, array in rows.write(params).items():
@@ -301,7 +302,8 @@ def test_cosine_rows_need_not_have_their_norm_before():
 
     def objective(params):
         found = call(params, jnp.asarray(x)[None])[0]
-        return Top1()(found, jnp.ones(len(x), bool), training=True).loss
+        real = jnp.ones(len(x), bool)
+        return Top1()(found, real, training=True).unevenness(real)
 
     mine = jax.grad(objective)(params)
     near(mine["vectors"].T, layer.gate.wg.grad, CLOSE)

@@ -19,7 +19,7 @@ from jscale.formats.torchscale import table
 from jscale.models import EncoderDecoder, Model, RetNet, TransformerDecoder, TransformerEncoder
 from jscale.models.draws import stream
 from jscale.models.feed import GLU, MLP
-from jscale.models.gates import CosineRouter, Groups, LinearRouter, Share, Top1, Top2
+from jscale.models.gates import Balance, CosineRouter, Groups, LinearRouter, Share, Top1, Top2
 from jscale.models.moe import MoE, feeds_of
 from jscale.models.norms import Layer
 from jscale.models.positions import Learned
@@ -71,7 +71,8 @@ def config_of(s: Setting):
     scores = CosineRouter("torchscale") if s.xmoe else LinearRouter()
     inner = Layer(1e-6) if s.kind == "retnet" and s.residual == "subln" else None
     groups = Groups(order="torchscale")
-    experts = MoE(EXPERTS, MLP(48, inner=inner), scores, choice, groups, padding=True, balance=1.0)
+    even = Balance(1.0)
+    experts = MoE(EXPERTS, MLP(48, inner=inner), scores, choice, groups, padding=True, balance=even)
     plain = GLU(48, "gelu") if s.kind == "retnet" else MLP(48)
     feed = experts if s.every == 1 else (*[plain] * (s.every - 1), experts)
     if s.kind == "retnet":  # has no Sub-LN of its own: there it is the norm in experts

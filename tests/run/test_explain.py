@@ -1,6 +1,7 @@
 """What a recipe will do, said before it does it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run.tiny import call, contents, environment, tiny, write_recipe
@@ -9,6 +10,9 @@ from jscale.data import Bytes
 from jscale.explain import compile_step, explain
 from jscale.launch.cli import main
 from jscale.mesh import MeshShape
+from jscale.models import Mixtral
+from jscale.models.dispatching import Dispatch
+from jscale.models.sparse import Experts
 
 
 @pytest.mark.parametrize("devices", [8, 64, 256])
@@ -26,6 +30,16 @@ def test_bytes_are_those_of_the_shards(tmp_path: Path) -> None:
     split = explain(tiny(tmp_path, mesh=MeshShape(fsdp=8)))
     assert whole.bytes_per_device["parameters"] == 4 * whole.parameters
     assert split.bytes_per_device["parameters"] < whole.bytes_per_device["parameters"] / 2
+
+
+def test_how_tokens_get_to_their_experts(tmp_path: Path) -> None:
+    model = Mixtral(259, 16, 2, 2, 1, 16, experts=Experts(4, dispatch=Dispatch(chunks=2)))
+    changed: dict[str, Any] = dict(model=model, accumulate=2)
+    found = explain(tiny(tmp_path, mesh=MeshShape(expert=4), **changed))
+    assert "experts over expert=4: gather, in two chunks (on CPU)" in found.totals()
+    found = explain(tiny(tmp_path, mesh=MeshShape(fsdp=4), **changed))
+    assert found.dispatches == ("experts: local, in two chunks (no mesh axis splits them)",)
+    assert explain(tiny(tmp_path)).dispatches == ()
 
 
 def test_a_dry_run_compiles_the_step_and_writes_nothing(

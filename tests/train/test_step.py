@@ -35,7 +35,7 @@ def run(task, batches):
     state, step, seen = train.init(task, jax.random.key(0)), train.make_step(task), []
     for b in batches:
         state, metrics = step(state, b)
-        seen.append({k: float(v) for k, v in metrics.items()})
+        seen.append({k: float(v) for k, v in metrics.items() if not v.ndim})
     return state, seen
 
 

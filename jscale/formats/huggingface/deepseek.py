@@ -12,7 +12,7 @@ from jscale.formats.huggingface.keys import Keys
 from jscale.formats.huggingface.rotary import RopeKeys, rotation, told
 from jscale.formats.table import Pair, Table
 from jscale.models.deepseek import DeepSeekV2, DeepSeekV3
-from jscale.models.gates import Limit, TopK
+from jscale.models.gates import Balance, Limit, TopK
 from jscale.models.kinds import Place
 from jscale.models.latent import Latent
 from jscale.models.model import Model
@@ -88,7 +88,7 @@ def experts_of(keys: Keys, choice: TopK) -> Experts:
         choice,
         hidden,
         Shared(hidden * keys.take("n_shared_experts")),
-        balance=float(keys.take("aux_loss_alpha", 0.001)),
+        balance=Balance(float(keys.take("aux_loss_alpha", 0.001))),
     )
 
 
@@ -98,12 +98,14 @@ def told_of_experts(c: Any) -> dict[str, Any]:
     Raises:
         ConfigError: a release cannot say it.
     """
-    e, choice, limit = c.experts, c.experts.choice, c.experts.choice.limit
+    e, choice = c.experts, experts.topk(c)
+    limit = experts.limit_of(choice)
     hidden = c.hidden if e.hidden is None else e.hidden
-    if e.shared is None or e.shared.gated or e.shared.hidden % hidden or e.weighs != "results":
+    plain = e.weighs == "results" and e.latent is None
+    if e.shared is None or e.shared.gated or e.shared.hidden % hidden or not plain:
         raise ConfigError(
             f"a release of this architecture has shared experts, as large as the {hidden} of the"
-            f" others, without a gate, and weighs results: {e} cannot be exported"
+            f" others, without a gate, no latents, and weighs results: {e} cannot be exported"
         )
     return {
         "n_routed_experts": e.count,
@@ -115,7 +117,7 @@ def told_of_experts(c: Any) -> dict[str, Any]:
         "n_group": 1 if limit is None else limit.groups,
         "topk_group": 1 if limit is None else limit.kept,
         "first_k_dense_replace": c.dense,
-        "aux_loss_alpha": e.balance,
+        "aux_loss_alpha": e.balance.weight,
     }
 
 
@@ -136,8 +138,9 @@ def corrected(keys: Keys) -> TopK:
 
 def check_corrected(c: Any) -> None:
     """Raises ConfigError unless the choice is one that `corrected` reads."""
-    choice = c.experts.choice
-    best = 2 if choice.limit is None else choice.limit.best
+    choice = experts.topk(c)
+    limit = experts.limit_of(choice)
+    best = 2 if limit is None else limit.best
     if choice.weights != "sigmoid" or not choice.corrected or best != 2:
         raise ConfigError(
             f"a release of {type(c).__name__} chooses by corrected sigmoids, among groups judged by"
@@ -237,8 +240,9 @@ def _v2(keys: Keys) -> DeepSeekV2:
 
 
 def _tell_v2(c: DeepSeekV2) -> dict[str, Any]:
-    choice = c.experts.choice
-    best = 1 if choice.limit is None else choice.limit.best
+    choice = experts.topk(c)
+    limit = experts.limit_of(choice)
+    best = 1 if limit is None else limit.best
     if choice.weights != "softmax" or choice.normalise or choice.corrected or best != 1:
         raise ConfigError(
             "a release of DeepSeekV2 has weights by a softmax that are not normalised, and groups"

@@ -11,7 +11,7 @@ from jscale.formats.huggingface.fused import fused, in_turn
 from jscale.formats.huggingface.keys import Keys
 from jscale.formats.huggingface.layer_types import CHUNKS, kinds_of, types_of
 from jscale.formats.table import Table
-from jscale.models.gates import TopK
+from jscale.models.gates import Balance, TopK
 from jscale.models.llama4 import Chunks, Llama4, Sharper
 from jscale.models.sparse import Experts, Shared
 from jscale.models.windows import turns_of
@@ -60,7 +60,7 @@ def _table(c: Llama4) -> Table:
     return fused(replace(rows, pairs=tuple(pairs)), cuts)
 
 
-def _experts(count: int, choices: int, hidden: int, balance: float) -> Experts:
+def _experts(count: int, choices: int, hidden: int, balance: Balance) -> Experts:
     """Those that a Llama 4 can have."""
     choice = TopK(choices, "sigmoid", normalise=False)
     return Experts(count, choice, hidden, Shared(hidden), balance, weighs="inputs")

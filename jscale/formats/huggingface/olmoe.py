@@ -37,7 +37,7 @@ def _tell_olmoe(c: OLMoE) -> dict[str, Any]:
             f"an OLMoE of transformers has heads of dim / heads = {c.dim // c.heads} numbers, and"
             f" this one of {c.head_size}: it cannot be exported"
         )
-    choice = c.experts.choice
+    choice = experts.topk(c)
     can = Experts(c.experts.count, TopK(choice.choices, normalise=choice.normalise))
     said = {**told_of(c), **experts.told_of(c, can, "num_experts")}
     del said["head_dim"]

@@ -40,7 +40,7 @@ def _qwen3_moe(keys: Keys) -> Qwen3MoE:
 
 
 def _tell_qwen3_moe(c: Qwen3MoE) -> dict[str, Any]:
-    choice, hidden = c.experts.choice, c.experts.hidden
+    choice, hidden = experts.topk(c), c.experts.hidden
     can = Experts(c.experts.count, TopK(choice.choices, normalise=choice.normalise), hidden)
     return {
         **told_of(c),
