@@ -3,9 +3,6 @@
 A router, an expert or an adapter that is cut off from the loss trains nothing and says nothing.
 """
 
-# L layers of a stack, E experts, N rows of all weights.
-
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -21,24 +18,27 @@ from jscale.experts.counts import Layer
 from jscale.mesh.layout import path_name
 from jscale.optim.matrices import STACKS
 
+PREFIX = "squares/"  # of what a step reports of gradients, before the name of the weight
 SHOWN = 8  # weights that a sentence names
 
 
-def squares(grads: PyTree[Array]) -> PyTree[Array]:
-    """Of each gradient, squared, in float32."""
-    return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), grads)
-
-
-def by_row(grads: PyTree[Array], axes: PyTree) -> Float[Array, " N"]:
+def squares(grads: PyTree[Array], axes: PyTree) -> dict[str, Float[Array, "..."]]:
     """Σ of squares of each weight's gradient, for every layer and expert that is stacked in it.
 
-    One after the other in the order of the tree; their sum is the square of the global norm.
+    By the weight's name; in all it is the square of the global norm. In one array a TPU would bring
+    gradients into another layout first.
     """
 
-    def rows(square: Array, spec: PartitionSpec) -> Array:
-        return square.sum(range(stacked(spec), square.ndim)).reshape(-1)
+    def rows(g: Array, spec: PartitionSpec) -> Array:
+        return jnp.square(g.astype(jnp.float32)).sum(range(stacked(spec), g.ndim))
 
-    return jnp.concatenate(jax.tree.leaves(jax.tree.map(rows, squares(grads), axes)))
+    found = jax.tree_util.tree_flatten_with_path(jax.tree.map(rows, grads, axes))[0]
+    return {PREFIX + path_name(path): array for path, array in found}
+
+
+def is_square(name: str) -> bool:
+    """Whether this metric of a step is of a weight's gradient."""
+    return name.startswith(PREFIX)
 
 
 def stacked(axes: PartitionSpec) -> int:
@@ -58,23 +58,14 @@ class Idle(NamedTuple):
         return self.name if self.whole else f"{self.name}{list(self.part)}"
 
 
-def idle(rows: np.ndarray, shapes: PyTree, axes: PyTree) -> Iterator[Idle]:
+def idle(squares: Mapping[str, Any]) -> Iterator[Idle]:
     """Whatever had no gradient: a weight as a whole, or those of its parts that had none."""
-    first = 0
-    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    for (path, shape), spec in zip(leaves, jax.tree.leaves(axes, is_leaf=_is_spec), strict=True):
-        form = shape.shape[: stacked(spec)]
-        own = rows[first : first + math.prod(form)].reshape(form)
-        first += own.size
-        name = path_name(path)
+    for full, array in squares.items():
+        own, name = np.asarray(array), full.removeprefix(PREFIX)
         if not own.any():
             yield Idle(name, (), True)
         else:
             yield from (Idle(name, tuple(map(int, at)), False) for at in np.argwhere(own == 0))
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, PartitionSpec)
 
 
 def judge(found: Sequence[Idle], layers: Sequence[Layer], allowed: Sequence[str]) -> list[str]:

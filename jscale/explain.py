@@ -1,7 +1,7 @@
 """Where a recipe's state goes on a mesh, as values to print or to draw. Nothing is run."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -13,6 +13,7 @@ from jscale.errors import ConfigError
 from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
 from jscale.mesh.layout import Decision
 from jscale.models.decoder import Sharing
+from jscale.models.steered import Placed
 from jscale.optim.placement import Replicated, place
 from jscale.prepare import Choice, batch_of, mesh_of, real_mesh, task_of
 from jscale.recipe import Recipe
@@ -108,20 +109,13 @@ def exchange_of(task: train.Task, length: int) -> str | None:
     return None if chosen is None else str(chosen)
 
 
-@runtime_checkable
-class Dispatching(Protocol):
-    """A layer that can tell how the tokens of a batch get to their experts, in words."""
-
-    def way(self, tokens: int) -> Any: ...
-
-
 def dispatches_of(task: train.Task, data: Any) -> tuple[str, ...]:
     """How layers send a batch of these data to their experts, and why; layers alike are one."""
     model, tokens = task.tight.model, data.batch // task.accumulate * data.length
     layers = [layer for _, layer in nnx.iter_graph(model.bind(model.shapes))]
     with task.layout.active():
-        ways = [str(layer.way(tokens)) for layer in layers if isinstance(layer, Dispatching)]
-    return tuple(dict.fromkeys(ways))
+        ways = [layer.way(tokens) for layer in layers if isinstance(layer, Placed)]
+    return tuple(dict.fromkeys(str(way) for way in ways if way is not None))
 
 
 def explain_task(task: train.Task, choice: Choice) -> Explanation:

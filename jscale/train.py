@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from jscale.accumulate import Sums, add, gradients
-from jscale.audit import by_row
+from jscale.audit import squares
 from jscale.errors import ConfigError
 from jscale.experts.counts import metrics
 from jscale.guard import Guard, Watch, judge
@@ -26,7 +26,6 @@ from jscale.optim.placement import state_axes
 from jscale.precision import Precision, cast
 
 Metrics = dict[str, Float[Array, "..."]]
-SQUARES = "gradient_squares"  # of the gradient of each layer and expert: `jscale.audit`
 COUNTS = ("skipped", "streak", "spikes", "scale", "replays")
 
 
@@ -146,8 +145,8 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
     # Left free, a gradient may come back without its sharding: pin it.
     grads = jax.lax.with_sharding_constraint(grads, where)
     with jax.named_scope("guard"):
-        squares = by_row(grads, model.learned(model.axes))
-        norm = jnp.sqrt(squares.sum())
+        each = squares(grads, model.learned(model.axes))
+        norm = jnp.sqrt(jnp.stack([rows.sum() for rows in each.values()]).sum())
         loss = means(sums)["loss"]
         finite = jnp.isfinite(norm) & jnp.isfinite(loss) & (sums.weight > 0)
         apply, watch = judge(task.guard, state.watch, loss, finite, task.precision.scaled)
@@ -163,7 +162,7 @@ def update(task: Task, state: State, batch: Batch) -> tuple[State, Metrics]:
             (state.step, state.watch),
         )
         new = State(step, joined(learned, steered), moments, state.rng, watch)
-    more = {**metrics(sums.loads, steered), SQUARES: squares}
+    more = {**metrics(sums.loads, steered), **each}
     return new, {**report(sums, norm, watch), **more}
 
 

@@ -36,6 +36,10 @@ class Placed(nnx.Module):
         """Whether something comes of what it counts."""
         return False
 
+    def way(self, tokens: int) -> Any:
+        """How the tokens of a batch, so many in all, get to its parts, to be told; None: no way."""
+        return None
+
     @property
     def limited(self) -> bool:
         """Whether it has bounds."""

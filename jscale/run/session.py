@@ -75,7 +75,10 @@ class Session:
                 where += f" of {jax.process_count()} processes"
             self.notes.append(f"{size} on {where}, mesh {reason}")
             self.notes += announced(self.task.model)
-            self.notes += dispatches_of(self.task, recipe.data)
+            ways = dispatches_of(self.task, recipe.data)
+            # What one machine has measured, another may not have.
+            check_same({"way to experts": [way.partition(" (")[0] for way in ways]})
+            self.notes += ways
             self.notes += [*changes, *map(str, self.corpus.summary()["notices"])]
             if recipe.evaluation and self.corpus.heldout and (why := why_no_bytes(self.corpus)):
                 self.notes.append(f"evaluation without bits per byte: {why}")

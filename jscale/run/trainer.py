@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jscale import train
-from jscale.audit import idle, judge
+from jscale.audit import idle, is_square, judge
 from jscale.checkpoint.agreement import all_come, first_decides
 from jscale.compiled import Compilation, Compiled
 from jscale.data.feed import feed
@@ -183,11 +183,9 @@ class Trainer:
         self.state, metrics = self._program(self.state, batch)
         if self.task.model.limited and float(metrics["moe_overflow"]):
             metrics = self._again(batch, metrics)
-        metrics = dict(metrics)
-        squares = metrics.pop(train.SQUARES)
         if not self.step:
-            self._audit(np.asarray(squares), jax.device_get(metrics))
-        return metrics
+            self._audit(jax.device_get(metrics))
+        return {name: value for name, value in metrics.items() if not is_square(name)}
 
     def _again(self, batch: PyTree, void: train.Metrics) -> train.Metrics:
         """The step that was void, by a program without bounds; it is compiled when first needed.
@@ -200,13 +198,12 @@ class Trainer:
         self.state, metrics = self._roomy(self.state, batch)
         return {**metrics, **{n: m for n, m in void.items() if n.endswith("overflow")}}
 
-    def _audit(self, squares: np.ndarray, metrics: Mapping[str, Any]) -> None:
+    def _audit(self, metrics: Mapping[str, Any]) -> None:
         """See that all that should learn has a gradient."""
-        model = self.task.model
-        if not np.isfinite(squares).all():  # told by the guard
+        squares = {name: value for name, value in metrics.items() if is_square(name)}
+        if metrics["skipped"]:  # told by the guard
             return
-        found = list(idle(squares, model.learned(model.shapes), model.learned(model.axes)))
-        for note in judge(found, list(layers(metrics)), self.recipe.guard.idle):
+        for note in judge(list(idle(squares)), list(layers(metrics)), self.recipe.guard.idle):
             self.tell(Noted(note))
 
     @property

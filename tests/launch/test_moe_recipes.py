@@ -143,7 +143,7 @@ def test_a_twin_learns_on_eight_devices(name, desk, monkeypatch):
     monkeypatch.setenv("HOME", str(desk / "home"))
     assert main(["train", name, "evaluation=None", "logging.writers=(Jsonl(),)"]) == 0
     run = desk / "runs" / value(name).name
-    told = [json.loads(line)["values"] for line in (run / "metrics.jsonl").open()]
+    told = [json.loads(line)["values"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [values["train/loss"] for values in told if "train/loss" in values]
     assert len(losses) == 5 and np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 0.5

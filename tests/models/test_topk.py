@@ -146,21 +146,28 @@ def by_loops(params, x, config):
     more = {"correction": w["correction"]} if c.choice.corrected else {}
     x, real = x.reshape(-1, D), SEGMENTS.reshape(-1) != 0
     routing = c.choice(x @ w["router"]["kernel"], real, training=False, **more)
+    whole, x = x, x if c.latent is None else x @ w["reduce"]["kernel"]
     weights = jax.nn.one_hot(routing.experts, c.count) * routing.weights[:, :, None]
     y = jnp.zeros_like(x)
     for e, by in enumerate(weights.sum(1).T[:, :, None]):
         mine = [w["expert"][name]["kernel"][e] for name in ("gate", "up", "down")]
         y += swiglu(by * x, *mine) if c.weighs == "inputs" else by * swiglu(x, *mine)
+    y = y if c.latent is None else y @ w["restore"]["kernel"]
     if c.shared is not None:
-        shared = swiglu(x, *(params["shared"][name] for name in ("gate", "up", "down")))
-        y += jax.nn.sigmoid(x @ params["shared_gate"])[:, None] * shared
+        shared = swiglu(whole, *(params["shared"][name] for name in ("gate", "up", "down")))
+        gate = jax.nn.sigmoid(whole @ params["shared_gate"])[:, None] if c.shared.gated else 1.0
+        y += gate * shared
     return y.reshape(X.shape), routing.unevenness(real)
 
 
 @pytest.mark.parametrize(
     "config",
-    [LAYER, Alone(Experts(8, TopK(2, "sigmoid", normalise=False), weighs="inputs", balance=EVEN))],
-    ids=["deepseek 3", "inputs"],
+    [
+        LAYER,
+        Alone(Experts(8, TopK(2, "sigmoid", normalise=False), weighs="inputs", balance=EVEN)),
+        Alone(Experts(8, TopK(2), shared=Shared(12), latent=8, balance=EVEN)),
+    ],
+    ids=["deepseek 3", "inputs", "latent"],
 )
 def test_a_layer_is_its_formula_in_values_and_gradients(config):
     params = Model(config).init(jax.random.key(1))

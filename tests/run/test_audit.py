@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from run.tiny import tiny
 
-from jscale.audit import by_row, idle, judge
+from jscale.audit import idle, judge, squares
 from jscale.errors import ConfigError, NumericError
 from jscale.experts.counts import Layer
 from jscale.losses import NextToken
@@ -39,14 +39,14 @@ AXES = {
 def test_squares_are_told_by_layer_and_expert_and_sum_to_the_norm():
     keys = iter(jax.random.split(jax.random.key(0), 3))
     grads = jax.tree.map(lambda s: jax.random.normal(next(keys), s.shape), SHAPES)
-    rows = by_row(grads, AXES)
-    assert rows.shape == (2 * 3 + 2 + 1,)
+    rows = squares(grads, AXES)
+    assert [x.shape for x in rows.values()] == [(2, 3), (2,), ()]
     total = sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads))
-    np.testing.assert_allclose(rows.sum(), total, rtol=1e-6)
-    assert not list(idle(np.asarray(rows), SHAPES, AXES))
+    np.testing.assert_allclose(sum(float(x.sum()) for x in rows.values()), total, rtol=1e-6)
+    assert not list(idle(rows))
     grads["feed"]["expert"] = grads["feed"]["expert"].at[1, 2].set(0)
     grads["norm"] *= 0
-    found = list(idle(np.asarray(by_row(grads, AXES)), SHAPES, AXES))
+    found = list(idle(squares(grads, AXES)))
     assert [str(one) for one in found] == ["feed/expert[1, 2]", "norm"]
 
 
@@ -56,12 +56,7 @@ def layer(name, chosen):
 
 
 def test_an_expert_that_nobody_chose_is_counted_and_another_refused():
-    rows, shapes = (
-        np.array([1.0, 0, 1, 1, 1, 1]),
-        {"routed": {"expert": {"up": SHAPES["feed"]["expert"]}}},
-    )
-    axes = {"routed": {"expert": {"up": AXES["feed"]["expert"]}}}
-    found = list(idle(rows, shapes, axes))
+    found = list(idle({"squares/routed/expert/up": np.array([[1.0, 0, 1], [1, 1, 1]])}))
     used = [layer("routed/0", [4, 0, 4]), layer("routed/1", [3, 3, 2])]
     assert judge(found, used, ()) == ["1 expert(s) were chosen by no token of the first batch"]
     with pytest.raises(
