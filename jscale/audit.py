@@ -71,26 +71,38 @@ def idle(squares: Mapping[str, Any]) -> Iterator[Idle]:
 def judge(found: Sequence[Idle], layers: Sequence[Layer], allowed: Sequence[str]) -> list[str]:
     """What should be told of weights without a gradient, as sentences.
 
-    An expert that no token of the first batch chose has none by right: it is counted, not refused.
+    A layer of experts whose tokens were counted must learn: its router, and every expert that was
+    chosen. Of others it is told only: a model may have parts that an objective has no use for.
 
     Raises:
-        NumericError: others have none, and are not `allowed` by a pattern of their name.
+        NumericError: part of such a layer has none, and is not `allowed` by a pattern of its name.
     """
     chosen = {layer.name: layer.chosen for layer in layers}
-    named = lambda one: any(fnmatchcase(one.name, pattern) for pattern in allowed)
-    wrong = [one for one in found if not named(one) and not _unchosen(one, chosen)]
+    open_ = [one for one in found if not any(fnmatchcase(one.name, p) for p in allowed)]
+    unused = [one for one in open_ if _unchosen(one, chosen)]
+    rest = [one for one in open_ if one not in unused]
+    wrong = [one for one in rest if any(_within(one, name) for name in chosen)]
     if wrong:
-        shown = ", ".join(map(str, wrong[:SHOWN]))
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise NumericError(
-            f"after the first step {len(wrong)} weight(s) that should learn have no gradient:"
-            f" {shown}{more}. Something cuts them off from the loss; if that is meant, allow it by"
+            f"after the first step {len(wrong)} weight(s) of experts and routers have no gradient:"
+            f" {_list(wrong)}. Something cuts them off from the loss; if that is meant, allow it by"
             f" guard.idle='(\"{wrong[0].name}\",)', or a pattern such as */router/*"
         )
-    unused = {(one.name.rpartition("/expert/")[0], one.part) for one in found if not named(one)}
-    permitted = sum(map(named, found))
-    told = [f"{len(unused)} expert(s) were chosen by no token of the first batch"] if unused else []
+    count = len({(one.name.rpartition("/expert/")[0], one.part) for one in unused})
+    told = [f"{count} expert(s) were chosen by no token of the first batch"] if unused else []
+    told += [f"no gradient in the first step: {_list(rest)}"] if rest else []
+    permitted = len(found) - len(open_)
     return told + ([f"{permitted} weight(s) without a gradient, as allowed"] if permitted else [])
+
+
+def _list(found: Sequence[Idle]) -> str:
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(map(str, found[:SHOWN])) + more
+
+
+def _within(one: Idle, layer: str) -> bool:
+    """Whether it is a weight of this layer of experts, or of the stack that the layer is in."""
+    return any(one.name.startswith(f"{path}/") for path in (layer, layer.rpartition("/")[0]))
 
 
 def _unchosen(one: Idle, chosen: Mapping[str, np.ndarray]) -> bool:

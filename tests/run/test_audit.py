@@ -99,6 +99,17 @@ def test_a_router_that_is_cut_off_ends_the_run_after_its_first_step(tmp_path: Pa
     assert "1 weight(s) without a gradient, as allowed" in told
 
 
+def test_what_an_objective_has_no_use_for_is_told_and_no_fault():
+    rows = {
+        "squares/head/kernel": np.array(0.0),
+        "squares/routed/router/kernel": np.array([1.0, 0]),
+    }
+    told = judge(list(idle(rows)), [], ())
+    assert told == ["no gradient in the first step: head/kernel, routed/router/kernel[1]"]
+    with pytest.raises(NumericError, match=r"1 weight\(s\) .*: routed/router/kernel\[1\]\."):
+        judge(list(idle(rows)), [layer("routed/0", [4, 4]), layer("routed/1", [4, 4])], ())
+
+
 def test_frozen_weights_are_announced_and_no_fault(tmp_path: Path) -> None:
     optimizer = Frozen(AdamW(1e-3, Constant()), ("*/expert/*",))
     with Trainer(recipe(tmp_path, optimizer=optimizer), tmp_path / "run") as trainer:
