@@ -41,8 +41,8 @@ from jscale.pictures.frame import Axis
 
 SIZES: dict[str, Any] = {"vocab": 256, "dim": 64, "layers": 2, "heads": 4, "kv_heads": 4}
 DENSE, EXPERT, COUNT, CHOICES = 264, 128, 16, 2  # 264: a router's weights are in it as well
-ROWS, LENGTH, STEPS, EVERY = 32, 128, 800, 40
-PEAK, SEEDS, HELD_OUT, MEASURED = 3e-3, (1, 2, 3), 400_000, 8
+ROWS, LENGTH, STEPS, EVERY = 32, 128, 400, 20
+PEAK, SEEDS, HELD_OUT, MEASURED = 3e-3, (1, 2), 400_000, 8
 STEER, COLLAPSED = (
     0.01,
     2.0,

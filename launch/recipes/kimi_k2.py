@@ -13,9 +13,9 @@ The release is in FP8, which `jscale import` refuses: begin with weights convert
 
 What the compiler says that one device needs (`benchmarks/moe_recipes.py`):
 
-    recipe    h200:8x64  -
+    recipe    h200:8x64  fsdp=64 expert=8    79.0 of 105.8 GiB
     recipe    v5p-1024   -
-    finetune  h200:8x64  -
+    finetune  h200:8x64  fsdp=64 expert=8    73.3 of 105.8 GiB
     finetune  v5p-1024   -
 """
 

@@ -10,7 +10,7 @@ it is split: a microbatch of narrow data is of few subjects, and need not use al
 What the compiler says that one device needs (`benchmarks/moe_recipes.py`):
 
     recipe    h100:8x8   fsdp=64              8.3 of 59.3 GiB
-    recipe    v6e-64     -
+    recipe    v6e-64     fsdp=64              11.7 of 31.2 GiB
     finetune  h100:8x2   fsdp=16             13.4 of 59.3 GiB
     finetune  v6e-16     -
 """

@@ -10,9 +10,9 @@ it is split: a microbatch of narrow data is of few subjects, and need not use al
 
 What the compiler says that one device needs (`benchmarks/moe_recipes.py`):
 
-    recipe    h100:8x32  -
+    recipe    h100:8x32  fsdp=256             47.4 of 59.3 GiB
     recipe    v5p-512    -
-    finetune  h200:8x16  -
+    finetune  h200:8x16  fsdp=128            58.3 of 105.8 GiB
     finetune  v5p-256    -
 """
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "benchmarks" / "claims"
 KEPT = ROOT / "benchmarks" / "results" / "claims"
-NAMES = ["deepnorm", "longnet", "subln", "xpos"]
+NAMES = ["deepnorm", "experts", "longnet", "subln", "xpos"]
 
 
 def script(name):
@@ -70,6 +70,26 @@ def test_dilated_attention_grows_linearly_and_dense_quadratically():
     assert abs(grows["dilated/flops"] - 1) < 0.05 and abs(grows["dilated/bytes"] - 1) < 0.05
     assert abs(grows["dense/flops"] - 2) < 0.05 and abs(grows["dense/bytes"] - 2) < 0.05
     assert grows["dilated/seconds"] < 1.5 and grows["dense/seconds"] > 1.75
+
+
+def test_experts_learn_more_with_as_many_weights_and_stay_in_use():
+    found = kept("experts")
+    of, weights = found["courses"], found["weights"]
+    assert weights["experts, steered"]["active"] <= weights["dense"]["active"]
+    ends = {name: [course["losses"][-1] for course in each] for name, each in of.items()}
+    assert all(e < d for e, d in zip(ends["experts, steered"], ends["dense"], strict=True))
+    load = lambda name, at: np.mean([course["maxvio"][at] for course in of[name]])
+    assert load("experts, steered", -1) < 0.5 < load("experts, left alone", -1)
+    assert load("collapsed, steered", 0) == load("collapsed, left alone", 0) == 7
+    assert load("collapsed, steered", -1) < 0.5 and load("collapsed, left alone", -1) > 3
+
+
+@pytest.mark.slow
+def test_experts_recover_today():
+    claims = script("experts")
+    text = claims["jnp"].asarray(claims["library"]())
+    course = claims["course"](claims["experts"](0.05), 1, 120, text, "today", claims["collapsed"])
+    assert course.maxvio[0] == 7 and course.maxvio[-1] < 1
 
 
 @pytest.mark.slow
