@@ -87,7 +87,7 @@ def gradients(
         # Σ weights is known before the way back: it starts from there, and no gradient is read
         # once more only to be divided.
         _, back, sums = jax.vjp(lambda p: objective(p, batch, rng), params, has_aux=True)
-        (grads,) = back((whole / some(sums.weight), scaled(whole, pulls(sums.loads))))
+        (grads,) = back((whole / some(sums.weight), times(whole, pulls(sums.loads))))
         return grads if scale is None else times(1 / scale, grads), sums
 
     batches, keys = split(batch, microbatches), jax.random.split(rng, microbatches)
@@ -96,12 +96,12 @@ def gradients(
     shapes, known = jax.eval_shape(count, *first), {}
     if asked(shapes.loads):
         total = fold(count, (batches, keys), Sums.none(shapes), Sums.plus)
-        known = scaled(some(total.weight), pulls(total.loads))
+        known = times(some(total.weight), pulls(total.loads))
 
     def differentiate(batch: Batch, rng: PRNGKeyArray) -> tuple[PyTree[Array], Sums]:
         _, back, sums = jax.vjp(lambda p: objective(p, batch, rng), params, has_aux=True)
         # Divided by the number of terms, a constant, to keep float16 gradients in range.
-        return back((whole / sums.terms, scaled(whole / sums.terms, known)))[0], sums
+        return back((whole / sums.terms, times(whole / sums.terms, known)))[0], sums
 
     def both(one: Any, other: Any) -> Any:
         return jax.tree.map(jnp.add, one[0], other[0]), one[1].plus(other[1])
@@ -111,14 +111,9 @@ def gradients(
     return times(sums.terms / microbatches / (whole * some(sums.weight)), grads), sums
 
 
-def times(factor: Float[Array, ""], grads: PyTree[Array]) -> PyTree[Array]:
-    """Gradients multiplied by a number, in their own dtypes."""
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-
-
-def scaled(factor: Any, tree: PyTree[Array]) -> PyTree[Array]:
-    """Arrays multiplied by a number."""
-    return jax.tree.map(lambda x: factor * x, tree)
+def times(factor: float | Float[Array, ""], arrays: PyTree[Array]) -> PyTree[Array]:
+    """Arrays multiplied by a number, in their own dtypes."""
+    return jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), arrays)
 
 
 def add(terms: Terms) -> Sums:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 
 from jscale import train
 from jscale.checkpoint.sizes import readable
@@ -13,7 +12,6 @@ from jscale.errors import ConfigError
 from jscale.mesh import MeshShape, Placement, abstract_mesh, placements
 from jscale.mesh.layout import Decision
 from jscale.models.decoder import Sharing
-from jscale.models.steered import Placed
 from jscale.optim.placement import Replicated, place
 from jscale.prepare import Choice, batch_of, mesh_of, real_mesh, task_of
 from jscale.recipe import Recipe
@@ -112,9 +110,9 @@ def exchange_of(task: train.Task, length: int) -> str | None:
 def dispatches_of(task: train.Task, data: Any) -> tuple[str, ...]:
     """How layers send a batch of these data to their experts, and why; layers alike are one."""
     model, tokens = task.tight.model, data.batch // task.accumulate * data.length
-    layers = [layer for _, layer in nnx.iter_graph(model.bind(model.shapes))]
+    layers = model.placed
     with task.layout.active():
-        ways = [layer.way(tokens) for layer in layers if isinstance(layer, Placed)]
+        ways = [layer.way(tokens) for layer in layers]
     return tuple(dict.fromkeys(str(way) for way in ways if way is not None))
 
 

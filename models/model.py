@@ -62,25 +62,26 @@ class Model:
                 layer.path, layer.bounded = named(path), self.bounded
         return nnx.split(network)
 
+    @cached_property
+    def placed(self) -> list[Placed]:
+        """The layers that know where their weights are, without these."""
+        layers = (layer for _, layer in nnx.iter_graph(self.bind(self.shapes)))
+        return [layer for layer in layers if isinstance(layer, Placed)]
+
     @property
     def warnings(self) -> list[str]:
         """What must be told before it is used, layer by layer, each sentence once."""
-        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
-        told = [layer.warning for layer in layers if isinstance(layer, Placed)]
-        return list(dict.fromkeys(text for text in told if text))
+        return list(dict.fromkeys(text for layer in self.placed if (text := layer.warning)))
 
     @cached_property
     def counted(self) -> str | None:
         """The path of a layer whose load something comes of; None where there is none."""
-        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
-        found = (layer.path for layer in layers if isinstance(layer, Placed) and layer.counted)
-        return next(found, None)
+        return next((layer.path for layer in self.placed if layer.counted), None)
 
     @cached_property
     def limited(self) -> bool:
         """Whether layers have bounds to keep to."""
-        layers = [layer for _, layer in nnx.iter_graph(self.bind(self.shapes))]
-        return any(isinstance(layer, Placed) and layer.limited for layer in layers)
+        return any(layer.limited for layer in self.placed)
 
     @cached_property
     def tight(self) -> "Model":

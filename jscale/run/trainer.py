@@ -173,9 +173,11 @@ class Trainer:
             while self.step < self.recipe.steps and not self._stop(stops):
                 metrics = self._advance(self._next(batches))
                 self.step, self._owed = self.step + 1, True
-                self._pending.push(self.step, metrics)
+                numbers = {n: m for n, m in metrics.items() if not is_load(n)}
+                kept = self._journal is not None and self._journal.due(self.step)
+                self._pending.push(self.step, metrics if kept else numbers)
                 self._report(self._pending.ready())
-                yield Record(self.step, {n: m for n, m in metrics.items() if not is_load(n)})
+                yield Record(self.step, numbers)
                 self._every(self.step)
 
     def _advance(self, batch: PyTree) -> train.Metrics:
@@ -477,11 +479,7 @@ class Trainer:
 
     def _keep(self, step: int, values: Mapping[str, Any]) -> None:
         """Keep what experts had to do."""
-        if (
-            self._journal is not None
-            and self._journal.due(step)
-            and (found := list(layers(values)))
-        ):
+        if self._journal is not None and (found := list(layers(values))):
             with writing(self.session.folder.path):
                 self._journal.write(step, found)
 
