@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from jscale.checkpoint.names import named_leaves
 from jscale.errors import ConfigError, NumericError, did_you_mean
 from jscale.experts.counts import Layer
-from jscale.mesh.layout import path_name
 from jscale.optim.matrices import STACKS
 
 PREFIX = "squares/"  # of what a step reports of gradients, before the name of the weight
@@ -32,8 +32,8 @@ def squares(grads: PyTree[Array], axes: PyTree) -> dict[str, Float[Array, "..."]
     def rows(g: Array, spec: PartitionSpec) -> Array:
         return jnp.square(g.astype(jnp.float32)).sum(range(stacked(spec), g.ndim))
 
-    found = jax.tree_util.tree_flatten_with_path(jax.tree.map(rows, grads, axes))[0]
-    return {PREFIX + path_name(path): array for path, array in found}
+    found = named_leaves(jax.tree.map(rows, grads, axes))
+    return {PREFIX + name: array for name, array in found.items()}
 
 
 def is_square(name: str) -> bool:

@@ -3,15 +3,14 @@
 from typing import NamedTuple
 
 import jax
-import jax.tree_util
 from jax.sharding import AbstractMesh, Mesh
 
 from jscale.audit import check_patterns
+from jscale.checkpoint.names import named_leaves
 from jscale.errors import ConfigError
 from jscale.generate import writer
 from jscale.losses import NextToken
 from jscale.mesh import Layout, MeshShape, choose, make_mesh
-from jscale.mesh.layout import path_name
 from jscale.models.decoder import Answering
 from jscale.models.model import Model
 from jscale.optim.frozen import frozen_by
@@ -61,7 +60,7 @@ def task_of(recipe: Recipe, mesh: Mesh | AbstractMesh) -> Task:
         ConfigError: the model, the rules, the mesh, the batch or the sequence do not fit.
     """
     model, layout = model_of(recipe), Layout(mesh, recipe.rules)
-    names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model.shapes)[0]]
+    names = list(named_leaves(model.shapes))
     check_patterns(model.frozen, names, "optimizer.weights, which are frozen")
     if not jax.tree.leaves(model.learned(model.shapes)):
         raise ConfigError("every weight is frozen: optimizer.weights leaves none to learn")

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.tree_util
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from jscale import train
 from jscale.checkpoint.agreement import first_decides, said
+from jscale.checkpoint.names import named_leaves
 from jscale.checkpoint.store import Store
 from jscale.config.data import to_data
 from jscale.data.dataset import Dataset
@@ -24,7 +23,6 @@ from jscale.evaluation.heldout import why_no_bytes
 from jscale.evaluation.task import Questions
 from jscale.explain import as_data, dispatches_of, explain_task
 from jscale.mesh import MeshShape
-from jscale.mesh.layout import path_name
 from jscale.models.model import Model
 from jscale.prepare import Choice, real_mesh, task_of
 from jscale.recipe import Recipe, check_vocabulary
@@ -148,24 +146,17 @@ class Session:
 
 def announced(model: Model) -> Iterator[str]:
     """What of a model does not learn, or not as one may think, as sentences."""
-    learned = {n for n, _ in named_sizes(model.learned(model.shapes))}
-    frozen = [(n, size) for n, size in named_sizes(model.shapes) if n not in learned]
-    frozen = [(n, size) for n, size in frozen if n not in model.steered]
+    still = named_leaves(model.unlearned(model.shapes))
+    frozen = {name: shape.size for name, shape in still.items() if name not in model.steered}
     if frozen:
-        count, names = sum(size for _, size in frozen), ", ".join(n for n, _ in frozen[:4])
+        count, names = sum(frozen.values()), ", ".join(list(frozen)[:4])
         more = f" and {len(frozen) - 4} more" if len(frozen) > 4 else ""
-        of_experts = " (experts are among them)" if any("/expert/" in n for n, _ in frozen) else ""
+        of_experts = " (experts are among them)" if any("/expert/" in n for n in frozen) else ""
         share = f"{count / 1e6:.2f} M of {model.size / 1e6:.2f} M parameters"
         yield f"frozen: {share}, {len(frozen)} weight(s): {names}{more}{of_experts}"
-    if still := [name for name, rate in model.steered.items() if not rate]:
-        yield f"corrections of experts stay as they are: {', '.join(still[:4])}"
+    if unmoved := [name for name, rate in model.steered.items() if not rate]:
+        yield f"corrections of experts stay as they are: {', '.join(unmoved[:4])}"
     yield from model.warnings
-
-
-def named_sizes(tree: PyTree) -> list[tuple[str, int]]:
-    """The names of weights, and how many numbers each is."""
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(path_name(path), shape.size) for path, shape in flat]
 
 
 def is_new(path: Path) -> bool:
